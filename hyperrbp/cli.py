@@ -1,0 +1,413 @@
+"""The command line: parses, calls the library, prints, and sets the exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+from rich.console import Console
+
+from hyperrbp import __version__, cookbook
+from hyperrbp.errors import (
+    EXIT_CODES,
+    Fault,
+    HyperrbpError,
+    MemoryExhaustedError,
+    RecipeError,
+    StorageError,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    from hyperrbp.recipe import Override, Recipe
+    from hyperrbp.tune import Observer
+
+_CODES = "\n".join(f"- {code}: {meaning}" for code, meaning in EXIT_CODES.items())
+
+app = typer.Typer(
+    name="hyperrbp",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    help="Tune the hyperparameters of a training run by differentiating the whole run.\n\n"
+    "Start with **hyperrbp tune digits**, which needs no data; **hyperrbp ls** lists the recipes,"
+    " **hyperrbp cp digits** copies one to edit.",
+    epilog=f"Exit codes:\n\n{_CODES}",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+)
+stderr = Console(stderr=True)
+
+
+class _Terminated(BaseException):
+    """SIGTERM."""
+
+
+@contextmanager
+def _faults_to_exit_codes() -> Iterator[None]:
+    """One line on stderr and a documented exit code, for everything that can be foreseen."""
+
+    def terminate(number: int, frame: FrameType | None) -> NoReturn:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    except HyperrbpError as error:
+        _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _fail("interrupted; go on with --resume", 130)
+    except _Terminated:
+        _fail("terminated; go on with --resume", 143)
+    except MemoryError:
+        _fail(_OUT_OF_MEMORY, MemoryExhaustedError.exit_code)
+    except BrokenPipeError:
+        # Whoever read our output has left; nothing is wrong with the run.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(0) from None
+    except RuntimeError as error:
+        if not _is_out_of_memory(error):
+            raise
+        _fail(_OUT_OF_MEMORY, MemoryExhaustedError.exit_code)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+_OUT_OF_MEMORY = (
+    "out of memory; use an implicit method (--method neumann), a smaller inner.batch_size, or"
+    " fewer --train-steps for bptt"
+)
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    for line in message.splitlines():
+        stderr.print(
+            f"hyperrbp: {line}", style="red", highlight=False, markup=False, soft_wrap=True
+        )
+    raise typer.Exit(code) from None
+
+
+RecipeArgument = Annotated[
+    str,
+    typer.Argument(
+        help="A recipe file, a run folder, or the name of a built-in recipe (hyperrbp ls).",
+        show_default=False,
+    ),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Any key of the recipe, dotted, over the file: --set inner.batch_size=100.",
+    ),
+]
+
+
+@app.command(rich_help_panel="Tune")
+def tune(
+    recipe: RecipeArgument,
+    method: Annotated[
+        str | None,
+        typer.Option(help="bptt, tbptt, rbp, cg or neumann.", rich_help_panel="What is run"),
+    ] = None,
+    trunc: Annotated[
+        int | None,
+        typer.Option(
+            help="K. tbptt: differentiated steps. neumann: products after the first term."
+            " rbp: iterations. cg: steps of two products. bptt: not used.",
+            rich_help_panel="What is run",
+        ),
+    ] = None,
+    train_steps: Annotated[
+        int | None,
+        typer.Option(help="T, training steps of an inner run.", rich_help_panel="What is run"),
+    ] = None,
+    meta_steps: Annotated[
+        int | None,
+        typer.Option(help="Updates of the hyperparameters.", rich_help_panel="What is run"),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of everything random.", rich_help_panel="What is run")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu or cuda.", rich_help_panel="What is run")
+    ] = None,
+    settings: SetOption = None,
+    data_root: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where data sets live; else $HYPERRBP_DATA, else the user's cache folder.",
+            rich_help_panel="Where",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The run folder.",
+            show_default="runs/<recipe>-<UTC time>",
+            rich_help_panel="Where",
+        ),
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with the run in --out (or in RECIPE, a run folder)."),
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Print the resolved recipe and what a meta step should cost; stop."
+        ),
+    ] = False,
+    profile: Annotated[
+        bool,
+        typer.Option(
+            "--profile", help="First take a profiler trace and tensor bytes of one meta step."
+        ),
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON document on stdout, and nothing else there.")
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No progress, no table; faults only.")
+    ] = False,
+) -> None:
+    """Tune the hyperparameters of a recipe.
+
+    hyperrbp tune digits
+
+    hyperrbp tune mnist --method bptt --train-steps 100 --data-root data
+
+    hyperrbp tune runs/digits-20260101T000000Z --resume --meta-steps 80
+    """
+    with _faults_to_exit_codes():
+        overrides: list[Override] = [
+            (flag, key, value)
+            for flag, key, value in (
+                ("--method", "gradient.method", method),
+                ("--trunc", "gradient.trunc", trunc),
+                ("--train-steps", "inner.steps", train_steps),
+                ("--meta-steps", "meta.steps", meta_steps),
+                ("--seed", "seed", seed),
+                ("--device", "device", device),
+            )
+            if value is not None
+        ]
+        file = cookbook.find(recipe)
+        if resume and out is None:
+            if not Path(recipe).is_dir():
+                raise UsageError("--resume needs --out, or a run folder in place of the recipe")
+            out = Path(recipe)
+        resolved = _read(file, settings, overrides)
+        if dry_run:
+            _dry_run(resolved, data_root, as_json)
+            return
+        _tune(resolved, out, data_root, resume, profile, as_json, quiet)
+
+
+def _tune(
+    recipe: Recipe,
+    out: Path | None,
+    data_root: Path | None,
+    resume: bool,
+    profile: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    from hyperrbp.report.console import Dashboard, Plain, answer
+    from hyperrbp.report.tensorboard import TensorBoard
+    from hyperrbp.tune import default_folder, tune_recipe
+
+    out = out or default_folder(recipe)
+    observers: list[Observer] = [TensorBoard()]
+    if profile:
+        from hyperrbp.profile import ProfileFirst
+
+        observers.insert(0, ProfileFirst())
+    if not quiet:
+        observers.append(Dashboard(stderr) if stderr.is_terminal else Plain(stderr))
+    result = tune_recipe(recipe, out, data_root=data_root, resume=resume, observers=observers)
+    if as_json:
+        print(json.dumps(result))
+    elif not quiet:
+        Console().print(answer(result))
+
+
+def _dry_run(recipe: Recipe, data_root: Path | None, as_json: bool) -> None:
+    from hyperrbp.experiment import Experiment
+    from hyperrbp.forecast import forecast
+    from hyperrbp.report.console import duration, human_bytes
+
+    experiment = Experiment(recipe, data_root)
+    problem = experiment.problem()
+    cost = forecast(problem, experiment.theta, experiment.gradient)
+    if as_json:
+        document = {
+            "recipe": experiment.recipe.model_dump(),
+            "weights": problem.weights,
+            "hyperparameters": len(experiment.theta),
+            "seconds": cost.seconds,
+            "saved_bytes": cost.saved_bytes,
+            "peak_bytes": cost.process_bytes,
+        }
+        print(json.dumps(document))
+        return
+    print(experiment.recipe.to_yaml())
+    steps = recipe.meta.steps
+    print(f"# {problem.weights:,} weights, {len(experiment.theta)} hyperparameters")
+    print(
+        f"# a meta step: about {duration(cost.seconds)}; autograd keeps"
+        f" {human_bytes(cost.saved_bytes)}, the process peaks near"
+        f" {human_bytes(cost.process_bytes)}"
+    )
+    print(f"# the run: {steps} meta steps, about {duration((steps + 1) * cost.seconds)}")
+
+
+def _read(file: Path, settings: Sequence[str] | None, overrides: Sequence[Override] = ()) -> Recipe:
+    from hyperrbp.recipe import read, scalar
+
+    parsed: list[Override] = []
+    for setting in settings or ():
+        key, equals, text = setting.partition("=")
+        if not equals or not key:
+            raise RecipeError([Fault("--set", None, setting, "expected key=value")])
+        parsed.append(("--set", key, scalar(text)))
+    return read(file, [*parsed, *overrides])
+
+
+@app.command(rich_help_panel="Tune")
+def show(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN…", help="Run folders.", show_default=False)
+    ],
+    figure: Annotated[
+        Path | None,
+        typer.Option(help="Draw the runs' meta loss into this file (.png, .svg, .pdf)."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The result as JSON on stdout.")] = False,
+) -> None:
+    """Print a run's answer again, or draw one or several runs."""
+    with _faults_to_exit_codes():
+        from hyperrbp.run_folder import RunFolder
+
+        folders = [RunFolder(run) for run in runs]
+        for folder in folders:
+            if not folder.recipe_file.is_file():
+                raise UsageError(f"{folder.path} is not a run folder")
+        if figure is not None:
+            from hyperrbp.report.figures import draw
+
+            draw(folders, figure)
+            stderr.print(f"wrote {figure}", highlight=False)
+            return
+        results = [folder.result() for folder in folders]
+        if as_json:
+            print(json.dumps(results[0] if len(results) == 1 else results))
+            return
+        from hyperrbp.report.console import answer
+
+        for result in results:
+            Console().print(answer(result))
+
+
+@app.command(rich_help_panel="Recipes")
+def ls(
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON on stdout.")] = False,
+) -> None:
+    """List the built-in recipes."""
+    rows = {name: cookbook.summary(cookbook.find(name)) for name in cookbook.names()}
+    if as_json:
+        print(json.dumps(rows))
+        return
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2))
+    for name, text in rows.items():
+        table.add_row(f"[bold]{name}[/]", text)
+    Console().print(table)
+
+
+@app.command(rich_help_panel="Recipes")
+def cat(recipe: RecipeArgument) -> None:
+    """Print a recipe, comments and all."""
+    with _faults_to_exit_codes():
+        print(_text(cookbook.find(recipe)), end="")
+
+
+@app.command(rich_help_panel="Recipes")
+def cp(
+    recipe: RecipeArgument,
+    to: Annotated[
+        Path | None, typer.Argument(help="A new file.", show_default="<name>.yaml")
+    ] = None,
+) -> None:
+    """Copy a recipe to a file of your own, to edit it."""
+    with _faults_to_exit_codes():
+        source = cookbook.find(recipe)
+        target = to or Path(source.name)
+        if target.is_dir():
+            target /= source.name
+        text = _text(source)
+        try:
+            with target.open("x", encoding="utf-8") as file:
+                file.write(text)
+        except FileExistsError:
+            raise UsageError(f"{target} exists already; name another file") from None
+        except OSError as error:
+            raise StorageError(f"{target}: {error.strerror or error}") from None
+        stderr.print(f"wrote {target}; run it with: hyperrbp tune {target}", highlight=False)
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file}: {error}") from None
+
+
+@app.command(rich_help_panel="Recipes")
+def validate(
+    recipe: RecipeArgument,
+    settings: SetOption = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="The resolved recipe as JSON on stdout.")
+    ] = False,
+) -> None:
+    """Check a recipe without touching data or device, and print it with every key spelt out."""
+    with _faults_to_exit_codes():
+        resolved = _read(cookbook.find(recipe), settings)
+        print(json.dumps(resolved.model_dump()) if as_json else resolved.to_yaml(), end="")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"hyperrbp {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Print the version and stop."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """The entry point of the ``hyperrbp`` command."""
+    app()

@@ -1,0 +1,124 @@
+"""The data sets that a recipe can name: one function and one registry line each.
+
+Every set has a training part, in its original order, and a held-out part. Nothing is downloaded
+unless it is asked for.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hyperrbp.errors import DataError
+
+if TYPE_CHECKING:
+    from hyperrbp.problems.training import Batch
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Inputs of shape (B, features) in [0, 1], float32, and classes of shape (B,), int64."""
+
+    train: Batch
+    heldout: Batch
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set by name, and what is known of it before it is read."""
+
+    load: Callable[[Path, bool], DataSet]  # (data root, whether to download)
+    train_examples: int
+    features: int
+    classes: int
+
+
+def data_root(given: Path | None = None) -> Path:
+    """Where data sets live: the argument, else ``HYPERRBP_DATA``, else the user's cache folder."""
+    if given is not None:
+        return given
+    if named := os.environ.get("HYPERRBP_DATA"):
+        return Path(named)
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("hyperrbp"))
+
+
+def load(name: str, root: Path, *, download: bool = False) -> DataSet:
+    """The data set called ``name`` (one of SOURCES).
+
+    Raises:
+        DataError: if it is missing, damaged, or not what its name promises.
+    """
+    source = SOURCES[name]
+    data = source.load(root, download)
+    for part in (data.train, data.heldout):
+        if part.inputs.shape != (len(part.targets), source.features) or len(part) == 0:
+            raise DataError(
+                f"data set '{name}' in {root}: {tuple(part.inputs.shape)} inputs for"
+                f" {len(part.targets)} labels; expected {source.features} features"
+            )
+        if not 0 <= int(part.targets.min()) <= int(part.targets.max()) < source.classes:
+            raise DataError(f"data set '{name}' in {root}: labels outside 0 … {source.classes - 1}")
+    return data
+
+
+def _digits(root: Path, download: bool) -> DataSet:
+    """1,797 real 8×8 digits, shipped with scikit-learn: 1,200 to train on, 597 held out."""
+    import torch
+    from sklearn.datasets import load_digits
+
+    from hyperrbp.problems.training import Batch
+
+    images, labels = load_digits(return_X_y=True)
+    inputs = torch.tensor(images, dtype=torch.float32) / 16
+    targets = torch.tensor(labels, dtype=torch.int64)
+    return DataSet(Batch(inputs[:1200], targets[:1200]), Batch(inputs[1200:], targets[1200:]))
+
+
+def _torchvision(class_name: str) -> Callable[[Path, bool], DataSet]:
+    """One of torchvision's 28×28 ten-class sets, from ``root/<class name>/raw``."""
+
+    def load_both(root: Path, download: bool) -> DataSet:
+        import torch
+        from torchvision import datasets
+
+        from hyperrbp.problems.training import Batch
+
+        folder = root / class_name / "raw"
+
+        def part(train: bool) -> Batch:
+            try:
+                read = getattr(datasets, class_name)(str(root), train=train, download=download)
+            except (RuntimeError, ValueError, AssertionError, EOFError, OSError) as error:
+                reason = str(error).split("\n")[0]
+                if not folder.is_dir() and not download:
+                    raise DataError(
+                        f"{class_name} not found in {folder}; name its folder with --data-root or"
+                        " HYPERRBP_DATA, or let it be downloaded with --set data.download=true"
+                    ) from None
+                raise DataError(f"{class_name} in {folder} cannot be read: {reason}") from error
+            inputs = read.data.reshape(len(read.data), -1).to(torch.float32) / 255
+            targets = read.targets.to(torch.int64)
+            if len(inputs) != len(targets):
+                raise DataError(
+                    f"{class_name} in {folder}: {len(inputs)} images for {len(targets)} labels"
+                )
+            return Batch(inputs, targets)
+
+        return DataSet(part(train=True), part(train=False))
+
+    return load_both
+
+
+SOURCES: dict[str, Source] = {
+    "digits": Source(_digits, train_examples=1200, features=64, classes=10),
+    "mnist": Source(_torchvision("MNIST"), train_examples=60000, features=784, classes=10),
+    "fashion-mnist": Source(
+        _torchvision("FashionMNIST"), train_examples=60000, features=784, classes=10
+    ),
+    "kmnist": Source(_torchvision("KMNIST"), train_examples=60000, features=784, classes=10),
+}

@@ -1,0 +1,177 @@
+"""The meta loop: run, differentiate, take one step of Adam, again (section 5.3)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hyperrbp.dynamics import Problem
+from hyperrbp.errors import DivergedError
+from hyperrbp.gradients import Hypergradient, Method, hypergradient
+from hyperrbp.gradients.averaging import Averaging
+from hyperrbp.meter import PhaseMeter
+
+
+@dataclass(frozen=True)
+class GradientSettings:
+    """How the loss on the last state is differentiated; see :func:`hypergradient`."""
+
+    method: str | Method = "neumann"
+    trunc: int = 50
+    averaging: Averaging = field(default_factory=Averaging)
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class MetaSettings:
+    """Adam on θ: ``steps`` updates at ``learning_rate``, times ``decay`` from ``decay_from`` on."""
+
+    steps: int = 30
+    learning_rate: float = 0.05
+    decay: float = 1.0
+    decay_from: int = 0
+
+
+@dataclass
+class MetaState:
+    """Where the meta loop stands: all that is needed to go on, bit for bit."""
+
+    theta: Tensor
+    meta_step: int = 0
+    first_moment: Tensor = field(init=False)
+    second_moment: Tensor = field(init=False)
+    best_step: int = 0
+    best_loss: float = math.inf
+    best_theta: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.first_moment = torch.zeros_like(self.theta)
+        self.second_moment = torch.zeros_like(self.theta)
+        self.best_theta = self.theta.clone()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain numbers; a float32 survives its journey through a double exactly."""
+        return {
+            "meta_step": self.meta_step,
+            "theta": self.theta.tolist(),
+            "first_moment": self.first_moment.tolist(),
+            "second_moment": self.second_moment.tolist(),
+            "best_step": self.best_step,
+            "best_loss": None if math.isinf(self.best_loss) else self.best_loss,
+            "best_theta": self.best_theta.tolist(),
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any], like: Tensor) -> MetaState:
+        """What :meth:`to_json` wrote, in the dtype and on the device of ``like``."""
+        state = cls(like.new_tensor(content["theta"]), int(content["meta_step"]))
+        state.first_moment = like.new_tensor(content["first_moment"])
+        state.second_moment = like.new_tensor(content["second_moment"])
+        state.best_step = int(content["best_step"])
+        best = content["best_loss"]
+        state.best_loss = math.inf if best is None else float(best)
+        state.best_theta = like.new_tensor(content["best_theta"])
+        return state
+
+
+@dataclass(frozen=True)
+class MetaStep:
+    """One evaluation of the meta loss, and its gradient there (None after the last update)."""
+
+    meta_step: int
+    meta_loss: float
+    theta: Tensor
+    hypergradient: Hypergradient | None
+    problem: Problem
+    seconds: Mapping[str, float]
+    peak_bytes: Mapping[str, Mapping[str, int]]
+
+
+def descend(
+    problem: Problem | Callable[[int], Problem],
+    theta: Tensor | MetaState,
+    gradient: GradientSettings | None = None,
+    meta: MetaSettings | None = None,
+    *,
+    seed: int = 0,
+) -> Iterator[MetaStep]:
+    """Descend the meta loss, yielding ``meta.steps`` + 1 evaluations of it.
+
+    Evaluation n is at θ after n updates: 0 is the untuned start. When one is yielded, the update
+    that its gradient asks for has been made; a :class:`MetaState` given as ``theta`` is updated in
+    place and can be saved then.
+
+    Args:
+        problem: what is run, or a function from the meta step to what is run there.
+        theta: the start, shape (p,), or a state to go on from.
+        gradient: how to differentiate.
+        meta: how many steps of Adam, and how long.
+        seed: of what the gradient method draws.
+
+    Raises:
+        DivergedError: before anything that is not finite reaches θ; the state keeps the last
+            finite θ and the best one.
+    """
+    gradient, meta = gradient or GradientSettings(), meta or MetaSettings()
+    state = theta if isinstance(theta, MetaState) else MetaState(theta.detach().clone())
+    while state.meta_step <= meta.steps:
+        n, at = state.meta_step, state.theta
+        now = problem if isinstance(problem, Problem) else problem(n)
+        meter = PhaseMeter(at.device)
+        if n < meta.steps:
+            result = hypergradient(
+                now,
+                at,
+                gradient.method,
+                trunc=gradient.trunc,
+                averaging=gradient.averaging,
+                options=gradient.options,
+                seed=seed + n,
+                phase=meter.phase,
+            )
+            loss, h = result.loss, result.state
+        else:
+            result = None
+            with meter.phase("inner run"):
+                h = now.run(at, 0, now.steps, now.initial_state())
+                loss, _ = now.loss_and_gradient(h)
+        _require_finite("state of the inner run", h, n)
+        _require_finite("meta loss", loss, n)
+        if float(loss) < state.best_loss:
+            state.best_step, state.best_loss, state.best_theta = n, float(loss), at.clone()
+        if result is not None:
+            _require_finite("hypergradient", result.gradient, n)
+            with meter.phase("meta step"):
+                _adam(state, result.gradient, meta)
+        yield MetaStep(n, float(loss), at, result, now, meter.seconds, meter.peak_bytes)
+        if n == meta.steps:
+            return
+
+
+def _adam(state: MetaState, gradient: Tensor, meta: MetaSettings) -> None:
+    """One step of ``torch.optim.Adam``, rebuilt from and written back to the state."""
+    n = state.meta_step
+    theta = state.theta.clone().requires_grad_()
+    theta.grad = gradient
+    rate = meta.learning_rate * (meta.decay if n >= meta.decay_from else 1.0)
+    adam = torch.optim.Adam([theta], lr=rate)
+    adam.state[theta] = {
+        "step": torch.tensor(float(n)),
+        "exp_avg": state.first_moment.clone(),
+        "exp_avg_sq": state.second_moment.clone(),
+    }
+    adam.step()
+    _require_finite("hyperparameters after the update", theta.detach(), n)
+    moments = adam.state[theta]
+    state.theta, state.meta_step = theta.detach(), n + 1
+    state.first_moment, state.second_moment = moments["exp_avg"], moments["exp_avg_sq"]
+
+
+def _require_finite(what: str, values: Tensor, meta_step: int) -> None:
+    if not bool(values.isfinite().all()):
+        raise DivergedError(f"meta step {meta_step}: the {what} is not finite")

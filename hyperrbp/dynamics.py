@@ -1,0 +1,213 @@
+"""The waist between what converges and how it is differentiated.
+
+A problem is a recurrent map h' = F(h, θ, x) iterated T times, and a loss on the last state
+(Liao et al. 2018, eq. 1-3). A gradient method needs of it F, the loss gradient, and three
+products at a point: Jᵀu, Jv and (∂F/∂θ)ᵀu with J = ∂F/∂h. Everything here is matrix-free.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+Input = Any
+"""Whatever one application of F is fed: a minibatch, an image, a graph. Methods only pass it on."""
+
+
+class Problem(ABC):
+    """A convergent recurrent map, its inputs, and a loss on its last state.
+
+    The state ``h`` is one flat vector of shape (n,), the parameters ``theta`` one flat vector of
+    shape (p,), of one dtype and device.
+    """
+
+    steps: int
+    """T, the number of updates of one run."""
+
+    @abstractmethod
+    def initial_state(self) -> Tensor:
+        """h_0, shape (n,)."""
+
+    @abstractmethod
+    def step(self, h: Tensor, theta: Tensor, x: Input) -> Tensor:
+        """F(h, θ, x), shape (n,): differentiable in h and θ wherever they require a gradient."""
+
+    @abstractmethod
+    def input(self, t: int) -> Input:
+        """x_t, the input of the update from h_t to h_{t+1}, for 0 ≤ t < steps."""
+
+    @abstractmethod
+    def population(self) -> Iterable[tuple[float, Input]]:
+        """All that the inputs are drawn from, as weighted chunks; the weights sum to one.
+
+        A problem with a fixed input yields that input with weight 1.
+        """
+
+    @abstractmethod
+    def loss_and_gradient(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """L(h), shape (), and ∂L/∂h, shape (n,); neither keeps a graph."""
+
+    def run(self, theta: Tensor, start: int, stop: int, h: Tensor) -> Tensor:
+        """h_stop from h = h_start, keeping no graph and no trajectory."""
+        with torch.no_grad():
+            for t in range(start, stop):
+                h = self.step(h, theta, self.input(t))
+        return h
+
+    def merge(self, inputs: Sequence[Input]) -> Iterable[tuple[float, Input]]:
+        """Weighted chunks on which the mean of F equals its mean over ``inputs``."""
+        return [(1.0 / len(inputs), x) for x in inputs]
+
+    def describe(self, theta: Tensor) -> Mapping[str, Mapping[str, float]]:
+        """θ for a reader: ``{kind: {name: value}}`` in natural units, in the order of θ."""
+        return {"theta": {str(i): float(value) for i, value in enumerate(theta)}}
+
+
+class Jacobian(Protocol):
+    """What a linear solver may ask: products with J = ∂F/∂h and its transpose."""
+
+    def transposed(self, u: Tensor) -> Tensor:
+        """Jᵀu, shape (n,)."""
+
+    def forward(self, v: Tensor) -> Tensor:
+        """J v, shape (n,)."""
+
+
+class Linearization:
+    """F at (h, θ, x), as one graph that is kept and walked for every product.
+
+    J v comes from walking the transposed product twice (it is linear in u, so its derivative with
+    respect to u, applied to v, is J v exactly); it therefore needs no forward-mode rule.
+    """
+
+    def __init__(self, problem: Problem, h: Tensor, theta: Tensor, x: Input) -> None:
+        with torch.enable_grad():
+            self._h = h.detach().requires_grad_()
+            self._theta = theta.detach().requires_grad_()
+            self._image = problem.step(self._h, self._theta, x)
+        self._twice: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def image(self) -> Tensor:
+        """F(h, θ, x), without its graph."""
+        return self._image.detach()
+
+    def transposed(self, u: Tensor) -> Tensor:
+        """Jᵀu, shape (n,)."""
+        return _pullback(self._image, [self._h], u)[0]
+
+    def theta_transposed(self, u: Tensor) -> Tensor:
+        """(∂F/∂θ)ᵀu, shape (p,)."""
+        return _pullback(self._image, [self._theta], u)[0]
+
+    def both_transposed(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """(Jᵀu, (∂F/∂θ)ᵀu) from one walk."""
+        along_h, along_theta = _pullback(self._image, [self._h, self._theta], u)
+        return along_h, along_theta
+
+    def forward(self, v: Tensor) -> Tensor:
+        """J v, shape (n,)."""
+        if self._twice is None:
+            with torch.enable_grad():
+                u = torch.zeros_like(self._h, requires_grad=True)
+                product = torch.autograd.grad(
+                    self._image, self._h, u, create_graph=True, materialize_grads=True
+                )[0]
+            self._twice = u, product
+        u, product = self._twice
+        if not product.requires_grad:  # F does not depend on h: J = 0
+            return torch.zeros_like(v)
+        return _pullback(product, [u], v)[0]
+
+
+class MeanLinearization:
+    """The mean of F over weighted chunks of inputs, linearized at (h, θ).
+
+    One chunk keeps its graph; several are rebuilt for every product, so that the memory is that
+    of one chunk.
+    """
+
+    def __init__(
+        self, problem: Problem, h: Tensor, theta: Tensor, chunks: Iterable[tuple[float, Input]]
+    ) -> None:
+        self._chunks = list(chunks)
+        self._at = problem, h, theta
+        self._kept = self._linearize(self._chunks[0][1]) if len(self._chunks) == 1 else None
+
+    def _linearize(self, x: Input) -> Linearization:
+        problem, h, theta = self._at
+        return Linearization(problem, h, theta, x)
+
+    def transposed(self, u: Tensor) -> Tensor:
+        """Jᵀu for the mean Jacobian, shape (n,)."""
+        if self._kept is not None:
+            return self._kept.transposed(u)
+        total = torch.zeros_like(u)
+        for weight, x in self._chunks:
+            total.add_(self._linearize(x).transposed(u), alpha=weight)
+        return total
+
+    def forward(self, v: Tensor) -> Tensor:
+        """J v for the mean Jacobian, shape (n,)."""
+        if self._kept is not None:
+            return self._kept.forward(v)
+        total = torch.zeros_like(v)
+        for weight, x in self._chunks:
+            total.add_(self._linearize(x).forward(v), alpha=weight)
+        return total
+
+
+class Sensitivity:
+    """∂F/∂θ of the mean of F over weighted chunks, at (h, θ), as one small kept graph.
+
+    The state is held constant, so a training step costs one first-order gradient a chunk. The
+    same pass tells how far h is from a steady state, and which parameters F does not feel at h.
+    """
+
+    def __init__(
+        self, problem: Problem, h: Tensor, theta: Tensor, chunks: Iterable[tuple[float, Input]]
+    ) -> None:
+        self._h = h.detach()
+        with torch.enable_grad():
+            self._theta = theta.detach().requires_grad_()
+            image = torch.zeros_like(self._h)
+            for weight, x in chunks:
+                image = image + weight * problem.step(self._h, self._theta, x)
+        self._image = image
+
+    def theta_transposed(self, u: Tensor) -> Tensor:
+        """(∂F/∂θ)ᵀu, shape (p,)."""
+        return _pullback(self._image, [self._theta], u)[0]
+
+    def steady_state_residual(self) -> float:
+        """‖h − F(h)‖ / ‖h‖: zero at a fixed point (eq. 2)."""
+        return float((self._image.detach() - self._h).norm() / self._h.norm())
+
+    def structurally_zero(self, generator: torch.Generator, probes: int = 4) -> Tensor:
+        """Which parameters F does not feel at h, to rounding: a boolean vector, shape (p,).
+
+        The norm of each column of ∂F/∂θ is estimated from products with random signs and held
+        against ‖h‖. Where a column vanishes, every gradient through this h vanishes with it,
+        whatever the loss: a zero there is no information about the parameter.
+        """
+        squares = torch.zeros_like(self._theta)
+        for _ in range(probes):
+            signs = torch.randint(0, 2, self._h.shape, generator=generator) * 2 - 1
+            squares += self.theta_transposed(signs.to(self._h)).square() / probes
+        floor = 64 * torch.finfo(self._h.dtype).eps * self._h.norm()
+        below: Tensor = squares.sqrt() <= floor
+        return below
+
+
+def _pullback(image: Tensor, points: Sequence[Tensor], u: Tensor) -> tuple[Tensor, ...]:
+    """Products of ``u`` with the transposed Jacobians of ``image``, keeping the graph."""
+    if not image.requires_grad:
+        return tuple(torch.zeros_like(point) for point in points)
+    products: tuple[Tensor, ...] = torch.autograd.grad(
+        image, points, u, retain_graph=True, allow_unused=True, materialize_grads=True
+    )
+    return products

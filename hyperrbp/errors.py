@@ -1,0 +1,95 @@
+"""Every failure that the tool names, drawn in one place, each with its exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+class HyperrbpError(Exception):
+    """Base of all errors raised on purpose; ``str(error)`` is what a user should read."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class UsageError(HyperrbpError):
+    """The command line, or a call from Python, asks for something that cannot be."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is wrong with a recipe, and where."""
+
+    source: str  # a file, or "--set", "--trunc", …
+    line: int | None
+    key: str
+    message: str
+
+    def __str__(self) -> str:
+        where = self.source if self.line is None else f"{self.source}:{self.line}"
+        return f"{where}: {self.key}: {self.message}" if self.key else f"{where}: {self.message}"
+
+
+class RecipeError(HyperrbpError):
+    """A recipe that cannot be run; one line a fault."""
+
+    exit_code = 2
+
+    def __init__(self, faults: Sequence[Fault]) -> None:
+        self.faults = tuple(faults)
+        super().__init__("\n".join(map(str, self.faults)))
+
+
+class DataError(HyperrbpError):
+    """Data that is missing, damaged, or smaller than the recipe needs."""
+
+    exit_code = 3
+
+
+class DeviceError(HyperrbpError):
+    """A device that was asked for and is not there."""
+
+    exit_code = 4
+
+
+class DivergedError(HyperrbpError):
+    """A loss, state, gradient or hyperparameter stopped being finite."""
+
+    exit_code = 6
+
+
+class CheckpointError(HyperrbpError):
+    """A run folder that cannot be continued or read."""
+
+    exit_code = 7
+
+
+class MemoryExhaustedError(HyperrbpError):
+    """The device or the machine has no memory left for this run."""
+
+    exit_code = 8
+
+
+class StorageError(HyperrbpError):
+    """A file could not be written."""
+
+    exit_code = 9
+
+
+EXIT_CODES: dict[int, str] = {
+    0: "done",
+    1: "a fault of hyperrbp itself (please report it)",
+    2: "the recipe or the command line is wrong; nothing was touched",
+    3: "data missing, damaged or too small",
+    4: "the device that was asked for is not available",
+    6: "the run turned non-finite; the best and the last finite hyperparameters are kept",
+    7: "a run folder or checkpoint cannot be used",
+    8: "out of memory",
+    9: "a file could not be written (disk full, no permission)",
+    130: "interrupted (Ctrl-C); resume with --resume",
+    143: "terminated; resume with --resume",
+}
+"""What each exit code of the command line means."""

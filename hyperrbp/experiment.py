@@ -1,0 +1,179 @@
+"""From a validated recipe to the problem that it describes."""
+
+from __future__ import annotations
+
+import math
+import platform
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from hyperrbp.data import SOURCES, data_root, load
+from hyperrbp.descent import GradientSettings, MetaSettings
+from hyperrbp.errors import DataError, DeviceError
+from hyperrbp.gradients.averaging import Averaging
+from hyperrbp.models import MODELS
+from hyperrbp.problems.training import Batch, ShuffledBatches, TrainingRun
+from hyperrbp.randomness import generator
+from hyperrbp.recipe import Recipe
+
+
+class Experiment:
+    """A recipe with its device chosen and its data at hand.
+
+    Args:
+        recipe: what to build.
+        root: the data root; see :func:`hyperrbp.data.data_root`.
+
+    Raises:
+        DeviceError: if the recipe asks for a device that is not there.
+        DataError: if its data are missing, damaged or too few.
+    """
+
+    def __init__(self, recipe: Recipe, root: Path | None = None) -> None:
+        device = choose_device(recipe.device)
+        if recipe.threads is not None:
+            torch.set_num_threads(recipe.threads)
+        self.device = torch.device(device)
+        self.recipe = recipe.model_copy(
+            update={"device": device, "threads": torch.get_num_threads()}
+        )
+        """The recipe as it is run: the device and the number of threads are filled in."""
+        self._dtype = {"float32": torch.float32, "float64": torch.float64}[recipe.dtype]
+        data = load(recipe.data.name, data_root(root), download=recipe.data.download)
+        self.train, self.validation = self._split(data.train)
+        self.heldout = self._prepared(data.heldout)
+        self._models: dict[int, TrainingRun] = {}
+
+    def _split(self, train: Batch) -> tuple[Batch, Batch | None]:
+        section = self.recipe.data
+        wanted = section.train_examples or len(train)
+        kept = wanted - section.validation_examples
+        if wanted > len(train) or self.recipe.inner.batch_size > kept:
+            raise DataError(
+                f"data set '{section.name}' has {len(train)} training examples; the recipe needs"
+                f" {max(wanted, self.recipe.inner.batch_size + section.validation_examples)}"
+            )
+        train = Batch(train.inputs[:wanted], train.targets[:wanted])
+        self._center = train.inputs.mean(0) if section.center else None
+        train = self._prepared(train)
+        if not section.validation_examples:
+            return train, None
+        # Which examples are held back depends on the seed alone; the rest keep their order.
+        order = torch.randperm(wanted, generator=generator(self.recipe.seed, "validation split"))
+        back = order[: section.validation_examples].sort().values.to(self.device)
+        stay = order[section.validation_examples :].sort().values.to(self.device)
+        return (
+            Batch(train.inputs[stay], train.targets[stay]),
+            Batch(train.inputs[back], train.targets[back]),
+        )
+
+    def _prepared(self, examples: Batch) -> Batch:
+        inputs = examples.inputs if self._center is None else examples.inputs - self._center
+        return Batch(inputs.to(self.device, self._dtype), examples.targets.to(self.device))
+
+    def problem(self, meta_step: int = 0) -> TrainingRun:
+        """The inner run of a meta step: the same one every time unless ``inner.fresh``."""
+        draw = meta_step if self.recipe.inner.fresh else 0
+        if draw not in self._models:
+            self._models = {draw: self._draw(draw)}
+        return self._models[draw]
+
+    def _draw(self, draw: int) -> TrainingRun:
+        recipe, inner = self.recipe, self.recipe.inner
+        model = MODELS[recipe.model.name](**recipe.model.options).build(
+            self.train.inputs.shape[1], SOURCES[recipe.data.name].classes
+        )
+        model.to(self.device, self._dtype).requires_grad_(False)
+        count = sum(tensor.numel() for tensor in model.parameters())
+        weights = torch.empty(count, dtype=self._dtype)
+        weights.normal_(
+            0, recipe.model.init_std, generator=generator(recipe.seed, "initial weights", draw)
+        )
+        # Seeds of two draws never meet: each stands for (seed, draw) in the batches' own purpose.
+        batch_seed = generator(recipe.seed, "batch order", draw).initial_seed()
+        return TrainingRun(
+            model,
+            ShuffledBatches(self.train, inner.batch_size, batch_seed),
+            steps=inner.steps,
+            meta_examples=self.validation if recipe.meta.loss == "validation" else None,
+            update=inner.update,
+            initial_weights=weights.to(self.device),
+        )
+
+    @cached_property
+    def theta(self) -> torch.Tensor:
+        """θ at the untuned start, shape (p,)."""
+        inner = self.recipe.inner
+        return self.problem().initial_theta(inner.learning_rate, inner.momentum)
+
+    @property
+    def gradient(self) -> GradientSettings:
+        """How the recipe wants its loss differentiated."""
+        section = self.recipe.gradient
+        return GradientSettings(
+            method=section.method,
+            trunc=section.trunc,
+            averaging=Averaging(**section.averaging.model_dump()),
+            options=section.options.get(section.method, {}),
+        )
+
+    @property
+    def meta(self) -> MetaSettings:
+        """How the recipe wants its meta loss descended."""
+        section, decay = self.recipe.meta, self.recipe.meta.decay
+        return MetaSettings(
+            steps=section.steps,
+            learning_rate=section.learning_rate,
+            decay=1.0 if decay is None else decay.factor,
+            decay_from=0 if decay is None else decay.from_step,
+        )
+
+    def inner_curve(
+        self, meta_step: int, theta: torch.Tensor, points: int = 200
+    ) -> list[tuple[int, float]]:
+        """(training step, loss on its minibatch) along one inner run, evenly spaced."""
+        problem = self.problem(meta_step)
+        stride = math.ceil(problem.steps / points)
+        h, curve = problem.initial_state(), []
+        for t in range(0, problem.steps, stride):
+            curve.append((t, problem.batch_loss(h, t)))
+            h = problem.run(theta, t, min(t + stride, problem.steps), h)
+        return curve
+
+    def heldout_accuracy(self, meta_step: int, theta: torch.Tensor) -> float:
+        """Train once at θ, and classify the held-out examples."""
+        problem = self.problem(meta_step)
+        h = problem.run(theta, 0, problem.steps, problem.initial_state())
+        return problem.accuracy(h, self.heldout)
+
+    def environment(self) -> dict[str, str | int]:
+        """What the bits of a result depend on, besides the recipe."""
+        from hyperrbp import __version__
+
+        environment: dict[str, str | int] = {
+            "hyperrbp": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "machine": f"{platform.system()} {platform.machine()}",
+            "threads": torch.get_num_threads(),
+        }
+        if self.device.type == "cuda":
+            environment["cuda_device"] = torch.cuda.get_device_name(self.device)
+        return environment
+
+
+def choose_device(wanted: str) -> str:
+    """``cpu`` or ``cuda``.
+
+    Raises:
+        DeviceError: if CUDA is asked for and is not there.
+    """
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted == "cuda" and not torch.cuda.is_available():
+        built = torch.version.cuda is not None
+        why = "no usable GPU was found" if built else "this build of PyTorch has no CUDA"
+        raise DeviceError(f"device cuda was asked for, but {why}; use --device cpu")
+    return wanted

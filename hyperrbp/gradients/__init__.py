@@ -1,0 +1,85 @@
+"""The gradient methods: one file each, one line in the registry."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, cast
+
+from hyperrbp.errors import UsageError
+from hyperrbp.gradients.method import Hypergradient, Method, Phase, unmetered
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from hyperrbp.dynamics import Problem
+    from hyperrbp.gradients.averaging import Averaging
+
+# Import paths rather than classes: a recipe is validated without importing any numerics.
+METHODS: dict[str, str] = {
+    "bptt": "hyperrbp.gradients.bptt:Bptt",
+    "tbptt": "hyperrbp.gradients.tbptt:Tbptt",
+    "rbp": "hyperrbp.gradients.rbp:Rbp",
+    "cg": "hyperrbp.gradients.cg:ConjugateGradient",
+    "neumann": "hyperrbp.gradients.neumann:Neumann",
+}
+
+
+def method_class(name: str) -> type[Method]:
+    """The class registered under ``name``."""
+    if name not in METHODS:
+        near = difflib.get_close_matches(name, METHODS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UsageError(f"unknown gradient method '{name}'; there are {', '.join(METHODS)}{hint}")
+    module, attribute = METHODS[name].split(":")
+    return cast(type[Method], getattr(import_module(module), attribute))
+
+
+def hypergradient(
+    problem: Problem,
+    theta: Tensor,
+    method: str | Method = "neumann",
+    *,
+    trunc: int = 50,
+    averaging: Averaging | None = None,
+    options: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    phase: Phase = unmetered,
+) -> Hypergradient:
+    """Run ``problem`` at ``theta`` and differentiate the loss of its last state.
+
+    Args:
+        problem: what is run; its state has shape (n,).
+        theta: the parameters, shape (p,).
+        method: a registered name, or a method object.
+        trunc: K; how it counts for each method is stated in :mod:`hyperrbp.gradients.method`.
+        averaging: over which minibatches; the default uses the last one only.
+        options: keyword arguments of the method, when it is given by name.
+        seed: of what a method draws (the first guess of RBP).
+        phase: opened around ``inner run`` and ``meta-gradient``, for a meter.
+
+    Raises:
+        UsageError: for an unknown method or option, or a run too short for what is asked.
+    """
+    from hyperrbp.gradients.averaging import Averaging
+    from hyperrbp.randomness import generator
+
+    averaging = averaging or Averaging()
+    if isinstance(method, str):
+        try:
+            method = method_class(method)(**(options or {}))
+        except TypeError as error:
+            raise UsageError(f"gradient method '{method}': {error}") from None
+    if trunc < 1 or averaging.minibatches < 1 or averaging.series < 1:
+        raise UsageError("trunc, minibatches and series are at least 1")
+    needed = method.steps_needed(trunc, averaging)
+    if needed > problem.steps:
+        raise UsageError(
+            f"{method.name} with trunc {trunc} over {averaging.minibatches} minibatches needs a run"
+            f" of at least {needed} steps, not {problem.steps}"
+        )
+    return method(problem, theta, trunc, averaging, generator(seed, method.name), phase)
+
+
+__all__ = ["METHODS", "Hypergradient", "Method", "hypergradient", "method_class"]

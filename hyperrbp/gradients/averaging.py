@@ -1,0 +1,164 @@
+"""Averaging an implicit hypergradient over the minibatches of the last M updates (section 5.3).
+
+A training run has a different input at every step, so the steady state holds in expectation only
+and the Jacobian at h_T is known through minibatches. With F_b the update on minibatch b, J_b its
+Jacobian at h_T and F̄ the mean over all inputs, three estimators:
+
+``frozen``     one series a minibatch, (∂F_b/∂θ)ᵀ Σ_k (J_bᵀ)ᵏ g, and the mean of the M of them: the
+               paper's sentence read literally. One minibatch stands on both sides of each product.
+``resampled``  each product of a series on the next minibatch, J_{b+k}ᵀ … J_bᵀ g, several series
+               starting at different ones; then (∂F̄/∂θ)ᵀ on all inputs, none of which is tied to
+               the noise in z.
+``mean``       one series on the mean Jacobian of the M minibatches, then (∂F̄/∂θ)ᵀ on all inputs;
+               with M covering the training set this is what the authors' release computes.
+
+Taking ∂F/∂θ on the minibatches that made z is what makes ``frozen`` fail on a training run: the
+noise of a minibatch's gradient and of its Jacobian are correlated, and the sign can flip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from hyperrbp.dynamics import (
+    Input,
+    Jacobian,
+    Linearization,
+    MeanLinearization,
+    Problem,
+    Sensitivity,
+)
+from hyperrbp.errors import UsageError
+from hyperrbp.gradients.method import Hypergradient, Solution, Status
+
+if TYPE_CHECKING:
+    from hyperrbp.gradients.method import ImplicitMethod
+
+
+@dataclass(frozen=True)
+class Averaging:
+    """Over what an implicit or truncated hypergradient is averaged."""
+
+    estimator: str = "auto"
+    """``frozen``, ``resampled``, ``mean``, or ``auto``: the first that the method takes."""
+    minibatches: int = 1
+    """M, the number of last updates whose minibatches are used (end points, for TBPTT)."""
+    series: int = 1
+    """How many series ``resampled`` averages, at most M."""
+
+
+@dataclass(frozen=True)
+class _Setting:
+    problem: Problem
+    theta: Tensor
+    h: Tensor
+    inputs: list[Input]
+    everywhere: Sensitivity
+    series: int
+    solve: Callable[[Jacobian], Solution]
+
+
+class _Resampled:
+    """A Jacobian that moves on to the next minibatch at every product."""
+
+    def __init__(self, setting: _Setting, start: int) -> None:
+        self._setting = setting
+        self._next = start
+
+    def transposed(self, u: Tensor) -> Tensor:
+        s = self._setting
+        x = s.inputs[self._next % len(s.inputs)]
+        self._next += 1
+        return Linearization(s.problem, s.h, s.theta, x).transposed(u)
+
+    def forward(self, v: Tensor) -> Tensor:
+        raise UsageError("a Jacobian that is resampled at every product has no J v")
+
+
+def _frozen(s: _Setting) -> list[tuple[Tensor, Solution]]:
+    samples = []
+    for x in s.inputs:
+        update = Linearization(s.problem, s.h, s.theta, x)
+        solution = s.solve(update)
+        samples.append((update.theta_transposed(solution.z), solution))
+    return samples
+
+
+def _resampled(s: _Setting) -> list[tuple[Tensor, Solution]]:
+    solutions = [
+        s.solve(_Resampled(s, start=i * len(s.inputs) // s.series)) for i in range(s.series)
+    ]
+    return [(s.everywhere.theta_transposed(solution.z), solution) for solution in solutions]
+
+
+def _mean(s: _Setting) -> list[tuple[Tensor, Solution]]:
+    chunks = list(s.problem.merge(s.inputs))
+    solution = s.solve(MeanLinearization(s.problem, s.h, s.theta, chunks))
+    return [(s.everywhere.theta_transposed(solution.z), solution)]
+
+
+ESTIMATORS: dict[str, Callable[[_Setting], list[tuple[Tensor, Solution]]]] = {
+    "frozen": _frozen,
+    "resampled": _resampled,
+    "mean": _mean,
+}
+
+
+def average(
+    method: ImplicitMethod,
+    problem: Problem,
+    theta: Tensor,
+    h: Tensor,
+    loss: Tensor,
+    g: Tensor,
+    trunc: int,
+    averaging: Averaging,
+    generator: torch.Generator,
+) -> Hypergradient:
+    """The hypergradient of ``method`` at the last state h, averaged by one of ESTIMATORS."""
+    name = method.estimators[0] if averaging.estimator == "auto" else averaging.estimator
+    if name not in method.estimators:
+        raise UsageError(
+            f"{method.name} needs one fixed Jacobian for all its products and cannot take the"
+            f" '{name}' estimator; it takes {' or '.join(method.estimators)}"
+        )
+    everywhere = Sensitivity(problem, h, theta, problem.population())
+    setting = _Setting(
+        problem=problem,
+        theta=theta,
+        h=h,
+        inputs=[problem.input(t) for t in range(problem.steps)[-averaging.minibatches :]],
+        everywhere=everywhere,
+        series=min(averaging.series, averaging.minibatches),
+        solve=lambda jacobian: method.solve(jacobian, g, trunc, generator),
+    )
+    gradients, solutions = zip(*ESTIMATORS[name](setting), strict=True)
+    mean, error = mean_and_standard_error(list(gradients))
+    statuses = [solution.status for solution in solutions]
+    if not mean.isfinite().all():
+        statuses.append(Status.NON_FINITE)
+    return Hypergradient(
+        gradient=mean,
+        standard_error=error,
+        samples=len(gradients),
+        loss=loss,
+        state=h,
+        residuals=[solution.residuals for solution in solutions],
+        status=Status.worst(statuses),
+        products=sum(solution.products for solution in solutions),
+        structurally_zero=everywhere.structurally_zero(generator),
+        steady_state_residual=everywhere.steady_state_residual(),
+    )
+
+
+def mean_and_standard_error(samples: list[Tensor]) -> tuple[Tensor, Tensor | None]:
+    """The mean of the samples and its standard error (None for a single one), shape (p,) each."""
+    if len(samples) == 1:
+        return samples[0], None
+    stacked = torch.stack(samples)
+    return stacked.mean(0), stacked.std(0) / len(samples) ** 0.5

@@ -1,0 +1,44 @@
+"""Neumann-RBP (Liao et al. 2018, section 4.2, Algorithm 2, eq. 18)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hyperrbp.gradients.method import ImplicitMethod, Solution, Status, series_status
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from hyperrbp.dynamics import Jacobian
+
+
+@dataclass(frozen=True)
+class Neumann(ImplicitMethod):
+    """z = Σ_{k=0..K} (Jᵀ)ᵏ g, summed in place: memory is constant in K and T.
+
+    Residual k is ‖(Jᵀ)ᵏ g‖ / ‖g‖, which is the relative residual of the sum of the terms before
+    it, since (I − Jᵀ) Σ_{j<k} (Jᵀ)ʲ g = g − (Jᵀ)ᵏ g.
+    """
+
+    name = "neumann"
+    tolerance: float = 1e-12
+    """Stop when a term's norm, relative to the first, is this small."""
+
+    def solve(
+        self, jacobian: Jacobian, g: Tensor, trunc: int, generator: torch.Generator
+    ) -> Solution:
+        """The truncated series, from ``trunc`` products."""
+        scale = float(g.norm())
+        if scale == 0:
+            return Solution(g.clone(), [0.0], Status.CONVERGED, 0)
+        term, z = g, g.clone()
+        norms = [1.0]
+        for _ in range(trunc):
+            term = jacobian.transposed(term)
+            z.add_(term)
+            norms.append(float(term.norm()) / scale)
+            if not self.tolerance < norms[-1] < float("inf"):
+                break
+        return Solution(z, norms, series_status(norms, self.tolerance), len(norms) - 1)

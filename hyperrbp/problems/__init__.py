@@ -1,0 +1,1 @@
+"""What converges: one file a dynamical system."""

@@ -1,0 +1,1 @@
+"""Readers of records and results: terminal, TensorBoard, figures, code."""

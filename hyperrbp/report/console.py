@@ -1,0 +1,222 @@
+"""What a person sees while a run goes on, and at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    import torch
+
+    from hyperrbp.experiment import Experiment
+    from hyperrbp.run_folder import RunFolder
+    from hyperrbp.tune import Record
+
+PHASES = ("inner run", "meta-gradient", "meta step")
+
+
+class Plain:
+    """One line a meta step, for logs and pipes."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def started(self, experiment: Experiment, folder: RunFolder, earlier: Sequence[Record]) -> None:
+        """Say what runs, and where it goes."""
+        self._last = experiment.meta.steps
+        self._best = min((r["meta_loss"] for r in earlier), default=float("inf"))
+        self._spent: list[float] = []
+        self._print(headline(experiment))
+        self._print(f"run folder {folder.path}")
+        if earlier:
+            self._print(f"resumed at meta step {len(earlier)}")
+
+    def stepped(self, record: Record, theta: torch.Tensor) -> None:
+        """One line."""
+        self._best = min(self._best, record["meta_loss"])
+        seconds = record["measured"]["seconds"]
+        self._spent.append(sum(seconds.values()))
+        left = (self._last - record["meta_step"]) * sum(self._spent) / len(self._spent)
+        fields = [
+            f"meta step {record['meta_step']}/{self._last}",
+            f"loss {record['meta_loss']:.6g} (best {self._best:.6g})",
+            f"learning rate {_range(record['hyperparameters']['learning_rate'])}",
+            *([f"gradient {record['status']}"] if "status" in record else []),
+            f"{self._spent[-1]:.2f} s"
+            f" ({', '.join(f'{name} {value:.2f}' for name, value in seconds.items())})",
+            f"peak {human_bytes(peak_bytes(record))}",
+            f"ETA {duration(left)}",
+        ]
+        self._print(" | ".join(fields))
+
+    def stopped(self) -> None:
+        """Nothing is left open."""
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+class Dashboard:
+    """A display that is redrawn in place: a bar with its ETA, and the state of the run."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def started(self, experiment: Experiment, folder: RunFolder, earlier: Sequence[Record]) -> None:
+        """Draw the empty bar."""
+        self._console.print(headline(experiment), highlight=False)
+        self._console.print(f"run folder {folder.path}", highlight=False, soft_wrap=True)
+        self._records: list[Record] = list(earlier)
+        self._bar = Progress(
+            TextColumn("meta step"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=None),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            console=self._console,
+            expand=True,
+        )
+        # N updates are N + 1 evaluations: the bar counts updates, and stands at 0 for the first.
+        self._task = self._bar.add_task("", total=experiment.meta.steps, completed=len(earlier))
+        self._live = Live(self._bar, console=self._console, refresh_per_second=4, transient=True)
+        self._live.start()
+
+    def stepped(self, record: Record, theta: torch.Tensor) -> None:
+        """Redraw."""
+        self._records.append(record)
+        self._bar.update(self._task, completed=record["meta_step"])
+        self._live.update(Group(self._bar, state_table(self._records)))
+
+    def stopped(self) -> None:
+        """Leave the last state on the screen."""
+        if hasattr(self, "_live"):
+            self._live.stop()
+
+
+def headline(experiment: Experiment) -> str:
+    """What is tuned, how, and on what."""
+    recipe, problem = experiment.recipe, experiment.problem()
+    gradient = recipe.gradient
+    return (
+        f"{recipe.name}: {problem.weights:,} weights, {len(experiment.theta)} hyperparameters;"
+        f" {recipe.inner.steps} training steps, {recipe.meta.steps} meta steps;"
+        f" {gradient.method}, K = {gradient.trunc}; {recipe.device}, {recipe.threads} threads"
+    )
+
+
+def state_table(records: Sequence[Record]) -> Table:
+    """The meta loss, the learning rates, and what the last meta step took."""
+    last = records[-1]
+    best = min(records, key=lambda record: float(record["meta_loss"]))
+    seconds = last["measured"]["seconds"]
+    table = Table.grid(padding=(0, 2))
+    table.add_row("meta loss", sparkline([float(r["meta_loss"]) for r in records]))
+    table.add_row(
+        "", f"{last['meta_loss']:.6g}   best {best['meta_loss']:.6g} at {best['meta_step']}"
+    )
+    table.add_row("learning rate", _range(last["hyperparameters"]["learning_rate"]))
+    table.add_row("momentum", _range(last["hyperparameters"]["momentum"]))
+    if "status" in last:
+        table.add_row(
+            "gradient",
+            f"{last['status']}, norm {last['gradient_norm']:.3g},"
+            f" ‖h−F(h)‖/‖h‖ {last['steady_state_residual'] or float('inf'):.2g}",
+        )
+    table.add_row(
+        "seconds",
+        f"{sum(seconds.values()):.2f} = "
+        + " + ".join(f"{name} {seconds[name]:.2f}" for name in PHASES if name in seconds),
+    )
+    table.add_row("peak memory", human_bytes(peak_bytes(last)))
+    return table
+
+
+def answer(result: Mapping[str, Any]) -> RenderableType:
+    """A run's answer: every tensor's hyperparameters, the loss before and after, and the cost."""
+    tuned, untuned = result["hyperparameters"], result["untuned"]
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("tensor")
+    for title in ("learning rate", "momentum"):
+        table.add_column(f"{title}: start → tuned", justify="right")
+    for name in tuned["learning_rate"]:
+        table.add_row(
+            name,
+            *(
+                f"{untuned[kind][name]:.4g} → {tuned[kind][name]:.4g}"
+                for kind in ("learning_rate", "momentum")
+            ),
+        )
+    losses, best = result["meta_loss"], result["best"]
+    accuracy = result["heldout_accuracy"]
+    facts = Table.grid(padding=(0, 2))
+    if result["status"] != "done":
+        facts.add_row("status", Text(result["status"], style="bold red"))
+    facts.add_row("meta loss", sparkline(losses))
+    facts.add_row(
+        "",
+        f"{losses[0]:.6g} → {best['meta_loss']:.6g}"
+        f" (best, at meta step {best['meta_step']} of {result['meta_steps']})",
+    )
+    facts.add_row("held-out accuracy", f"{accuracy['before']:.2%} → {accuracy['after']:.2%}")
+    facts.add_row(
+        "cost",
+        f"{duration(result['seconds'])}, peak memory {human_bytes(result['peak_bytes'])},"
+        f" {result['method']} with K = {result['trunc']} on {result['device']}",
+    )
+    facts.add_row("run folder", result["run_folder"])
+    return Group(table, facts)
+
+
+def sparkline(values: Sequence[float], width: int = 48) -> str:
+    """A curve in one line of text, on a logarithmic scale where all values are positive."""
+    import math
+
+    if len(values) > width:
+        values = [values[round(i * (len(values) - 1) / (width - 1))] for i in range(width)]
+    heights = [math.log(v) for v in values] if min(values) > 0 else list(values)
+    low, high = min(heights), max(heights)
+    scale = (high - low) or 1.0
+    return "".join("▁▂▃▄▅▆▇█"[min(7, int(8 * (h - low) / scale))] for h in heights)
+
+
+def peak_bytes(record: Record) -> int:
+    """The largest peak of any phase: of the allocator where there is one, else of the process."""
+    peaks = record["measured"]["peak_bytes"].values()
+    return max((int(p.get("allocator", p["process"])) for p in peaks), default=0)
+
+
+def human_bytes(count: float) -> str:
+    """Bytes in powers of 1000, three digits."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds for a reader."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02} min"
+
+
+def _range(values: Mapping[str, float]) -> str:
+    return f"{min(values.values()):.3g} … {max(values.values()):.3g}"

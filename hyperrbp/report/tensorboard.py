@@ -1,0 +1,88 @@
+"""A run on TensorBoard: a reader of records, and nothing else."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+if TYPE_CHECKING:
+    from hyperrbp.experiment import Experiment
+    from hyperrbp.run_folder import RunFolder
+    from hyperrbp.tune import Record
+
+
+class TensorBoard:
+    """Writes ``events/``: each meta step once, also after a resume."""
+
+    def started(self, experiment: Experiment, folder: RunFolder, earlier: Sequence[Record]) -> None:
+        """Open the event files; what a resumed run wrote after its last checkpoint is purged."""
+        self._experiment, self._folder = experiment, folder
+        last = experiment.meta.steps
+        self._curves = {
+            last if step == -1 else step for step in experiment.recipe.record.inner_curves
+        }
+        self._writer = SummaryWriter(
+            str(folder.events), purge_step=len(earlier) if earlier else None
+        )
+        if not earlier:
+            text = experiment.recipe.to_yaml()
+            self._writer.add_text("recipe", "\n".join(f"    {row}" for row in text.splitlines()))
+
+    def stepped(self, record: Record, theta: torch.Tensor) -> None:
+        """One point on every curve."""
+        n = record["meta_step"]
+        for tag, value in scalars(record).items():
+            self._writer.add_scalar(tag, value, n)
+        self._writer.flush()
+        if n in self._curves:
+            self._inner_curve(n, theta)
+
+    def _inner_curve(self, meta_step: int, theta: torch.Tensor) -> None:
+        # A run of its own beside the others: its axis counts training steps, not meta steps.
+        place = self._folder.events / f"inner_run_at_meta_step_{meta_step}"
+        shutil.rmtree(place, ignore_errors=True)
+        with SummaryWriter(str(place)) as writer:
+            for t, loss in self._experiment.inner_curve(meta_step, theta):
+                writer.add_scalar("inner_run/minibatch_loss", loss, t)
+
+    def stopped(self) -> None:
+        """Close the files."""
+        if hasattr(self, "_writer"):
+            self._writer.close()
+
+
+def scalars(record: Record) -> dict[str, float]:
+    """Every number of a record that makes a curve, by its tag."""
+    loss = record["meta_loss"]
+    tags: dict[str, Any] = {"meta/loss": loss}
+    if loss > 0:
+        tags["meta/loss_log10"] = math.log10(loss)
+    tags |= _named("learning_rate", record["hyperparameters"]["learning_rate"])
+    tags |= _named("momentum", record["hyperparameters"]["momentum"])
+    if "gradient" in record:
+        tags["gradient/norm"] = record["gradient_norm"]
+        tags["gradient/residual"] = record["residual"]
+        tags["gradient/steady_state_residual"] = record["steady_state_residual"]
+        for kind, values in record["gradient"].items():
+            tags[f"gradient/norm_{kind}"] = math.hypot(*values.values())
+            tags |= _named(f"gradient_{kind}", values)
+        for kind, values in (record["standard_error"] or {}).items():
+            tags |= _named(f"standard_error_{kind}", values)
+    for phase, seconds in record["measured"]["seconds"].items():
+        tags[f"seconds/{_slug(phase)}"] = seconds
+    for phase, peaks in record["measured"]["peak_bytes"].items():
+        tags |= _named(f"peak_bytes_{_slug(phase)}", peaks)
+    return {tag: value for tag, value in tags.items() if value is not None}
+
+
+def _named(group: str, values: Mapping[str, float]) -> dict[str, float]:
+    return {f"{group}/{name}": value for name, value in values.items()}
+
+
+def _slug(phase: str) -> str:
+    return phase.replace(" ", "_").replace("-", "_")

@@ -1,0 +1,159 @@
+"""A run's folder: what is in it, and what may be done with one that exists.
+
+================================  ================================================================
+``recipe.yaml``                   the recipe as it was run, every key spelt out
+``records.jsonl``                 one JSON record a meta step
+``checkpoint.json``               where to go on
+``result.json``                   the answer
+``learning_rates_momenta.yaml``   the tuned hyperparameters, by tensor
+``sgd_parameter_groups.py``       the same as parameter groups for ``torch.optim.SGD``
+``events/``                       TensorBoard
+================================  ================================================================
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hyperrbp import checkpoint
+from hyperrbp.errors import CheckpointError, StorageError, UsageError
+from hyperrbp.recipe import Recipe, read
+
+MAY_CHANGE = ("meta.steps",)
+"""What a resumed recipe may change: it does not alter the steps already taken."""
+
+
+class RunFolder:
+    """The folder of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.recipe_file = path / "recipe.yaml"
+        self.records_file = path / "records.jsonl"
+        self.checkpoint_file = path / "checkpoint.json"
+        self.result_file = path / "result.json"
+        self.yaml_file = path / "learning_rates_momenta.yaml"
+        self.groups_file = path / "sgd_parameter_groups.py"
+        self.events = path / "events"
+
+    def check_new(self) -> None:
+        """Refuse a folder that has something in it.
+
+        Raises:
+            UsageError: if it does, or is no folder.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise UsageError(f"--out {self.path}: not a folder")
+        if self.path.is_dir() and any(self.path.iterdir()):
+            raise UsageError(
+                f"--out {self.path}: the folder is not empty; choose another, or go on with the run"
+                " in it with --resume"
+            )
+
+    def create(self, recipe: Recipe) -> None:
+        """Make the folder and write the recipe into it."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"{self.path}: {error.strerror or error}") from error
+        checkpoint.write_atomically(self.recipe_file, recipe.to_yaml())
+
+    def check_same(self, recipe: Recipe) -> None:
+        """Refuse to go on with another recipe than the one that the run began with.
+
+        Raises:
+            CheckpointError: naming each key that differs.
+        """
+        began = read(self.recipe_file).model_dump()
+        changes = [
+            f"{key}: {old!r} → {new!r}"
+            for key, old, new in _differences(began, recipe.model_dump())
+            if key not in MAY_CHANGE
+        ]
+        if changes:
+            raise CheckpointError(
+                f"{self.path} was begun with another recipe ({'; '.join(changes)}); only"
+                f" {', '.join(MAY_CHANGE)} may change on --resume"
+            )
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Add a record, and see it on the disk."""
+        try:
+            with self.records_file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise StorageError(f"{self.records_file}: {error.strerror or error}") from error
+
+    def records(self) -> list[dict[str, Any]]:
+        """All whole records; a torn last line is left out."""
+        try:
+            lines = self.records_file.read_text(encoding="utf-8", errors="replace").splitlines()
+        except FileNotFoundError:
+            return []
+        records = []
+        for number, line in enumerate(lines, start=1):
+            try:
+                record = json.loads(line)
+            except ValueError:
+                if number < len(lines):
+                    raise CheckpointError(
+                        f"{self.records_file}:{number}: not a record; the file is damaged"
+                    ) from None
+                break
+            records.append(record)
+        return records
+
+    def forget_from(self, meta_step: int) -> None:
+        """Drop the records from this meta step on, which will be taken again."""
+        kept = [record for record in self.records() if record["meta_step"] < meta_step]
+        checkpoint.write_atomically(
+            self.records_file, "".join(json.dumps(record) + "\n" for record in kept)
+        )
+
+    def write_result(self, result: Mapping[str, Any], parameter_groups: str) -> None:
+        """The answer, for machines, for people, and for the next training script."""
+        checkpoint.write_atomically(self.result_file, json.dumps(result, indent=2) + "\n")
+        checkpoint.write_atomically(
+            self.yaml_file, yaml.safe_dump(result["hyperparameters"], sort_keys=False)
+        )
+        checkpoint.write_atomically(self.groups_file, parameter_groups)
+
+    def result(self) -> dict[str, Any]:
+        """The answer of a finished run.
+
+        Raises:
+            CheckpointError: if there is none.
+        """
+        try:
+            result = json.loads(self.result_file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            hint = (
+                f"; it is unfinished: hyperrbp tune {self.path} --resume"
+                if self.recipe_file.exists()
+                else ""
+            )
+            raise CheckpointError(f"{self.path} holds no result{hint}") from None
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{self.result_file} cannot be read: {error}") from None
+        if not isinstance(result, dict):
+            raise CheckpointError(f"{self.result_file} holds no result")
+        return result
+
+
+def _differences(
+    old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    for key in {**old, **new}:
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            yield from _differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            yield f"{prefix}{key}", before, after

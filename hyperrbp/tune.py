@@ -1,0 +1,199 @@
+"""A tuning run on disk: the meta loop, its records, its checkpoints and its answer."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from hyperrbp import checkpoint
+from hyperrbp.descent import MetaState, MetaStep, descend
+from hyperrbp.errors import CheckpointError, DivergedError, UsageError
+from hyperrbp.experiment import Experiment
+from hyperrbp.meter import process_peak_bytes
+from hyperrbp.problems.training import TrainingRun
+from hyperrbp.recipe import Recipe
+from hyperrbp.report.export import parameter_groups
+from hyperrbp.run_folder import RunFolder
+
+Record = Mapping[str, Any]
+"""One line of ``records.jsonl``."""
+
+
+class Observer(Protocol):
+    """Someone who is told how a run goes, and cannot change it."""
+
+    def started(self, experiment: Experiment, folder: RunFolder, earlier: Sequence[Record]) -> None:
+        """The data are loaded; ``earlier`` are the records of a run that is resumed."""
+
+    def stepped(self, record: Record, theta: torch.Tensor) -> None:
+        """One more meta step is done."""
+
+    def stopped(self) -> None:
+        """There will be no more of them, for whatever reason."""
+
+
+def default_folder(recipe: Recipe) -> Path:
+    """``runs/<recipe>-<UTC time>``."""
+    return Path("runs") / f"{recipe.name}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+
+
+def tune_recipe(
+    recipe: Recipe,
+    out: Path | None = None,
+    *,
+    data_root: Path | None = None,
+    resume: bool = False,
+    observers: Sequence[Observer] = (),
+) -> dict[str, Any]:
+    """Tune as the recipe says, and return what ``result.json`` holds.
+
+    Args:
+        recipe: a validated recipe.
+        out: the run folder; ``runs/<recipe>-<UTC time>`` if not given.
+        data_root: where data sets live.
+        resume: go on with the run in ``out``.
+        observers: told of every step.
+
+    Raises:
+        UsageError: if the folder cannot be used.
+        DivergedError: if the run turns non-finite; the folder then holds the best so far.
+        HyperrbpError: any other failure of :mod:`hyperrbp.errors`.
+    """
+    folder = RunFolder(out or default_folder(recipe))
+    if resume and not folder.recipe_file.exists():
+        raise UsageError(f"--resume: there is no run in {folder.path}")
+    if not resume:
+        folder.check_new()
+    experiment = Experiment(recipe, data_root)
+    state = MetaState(experiment.theta)
+    if resume:
+        folder.check_same(experiment.recipe)
+        state = _restored(folder, experiment)
+    folder.create(experiment.recipe)
+    folder.forget_from(state.meta_step)
+    checkpoint.save(folder.checkpoint_file, state.to_json())
+    earlier = folder.records()
+    started = time.perf_counter()
+    try:
+        for observer in observers:
+            observer.started(experiment, folder, earlier)
+        for step in descend(
+            experiment.problem, state, experiment.gradient, experiment.meta, seed=recipe.seed
+        ):
+            record = to_record(step)
+            for observer in observers:
+                observer.stepped(record, step.theta)
+            folder.append(record)
+            checkpoint.save(folder.checkpoint_file, state.to_json())
+    except DivergedError as error:
+        if math.isfinite(state.best_loss):
+            _finish(experiment, folder, state, started, status=str(error))
+        raise
+    finally:
+        for observer in observers:
+            observer.stopped()
+    return _finish(experiment, folder, state, started, status="done")
+
+
+def _restored(folder: RunFolder, experiment: Experiment) -> MetaState:
+    try:
+        content = checkpoint.load(folder.checkpoint_file)
+        state = MetaState.from_json(content, like=experiment.theta)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder.checkpoint_file}: not of this version ({error})") from None
+    if state.theta.shape != experiment.theta.shape:
+        raise CheckpointError(f"{folder.checkpoint_file}: of another network")
+    if state.meta_step > experiment.meta.steps:
+        raise CheckpointError(
+            f"{folder.path} has already taken {state.meta_step} meta steps, more than the"
+            f" {experiment.meta.steps} asked for"
+        )
+    return state
+
+
+def to_record(step: MetaStep) -> dict[str, Any]:
+    """A meta step for ``records.jsonl``; all that may differ between two runs is in ``measured``.
+
+    Gradients and standard errors are with respect to log learning rate and logit momentum.
+    """
+    problem, found = step.problem, step.hypergradient
+    assert isinstance(problem, TrainingRun)
+    record: dict[str, Any] = {
+        "meta_step": step.meta_step,
+        "meta_loss": step.meta_loss,
+        "hyperparameters": problem.describe(step.theta),
+    }
+    if found is not None:
+        zero = problem.by_name(found.structurally_zero)
+        record |= {
+            "gradient": problem.by_name(found.gradient),
+            "standard_error": None
+            if found.standard_error is None
+            else problem.by_name(found.standard_error),
+            "gradient_norm": float(found.gradient.norm()),
+            "status": str(found.status),
+            "residual": _finite(found.residual),
+            "residuals": [[_finite(value) for value in trace] for trace in found.residuals],
+            "products": found.products,
+            "structurally_zero": {
+                kind: [name for name, value in values.items() if value]
+                for kind, values in zero.items()
+            },
+            "steady_state_residual": _finite(found.steady_state_residual),
+        }
+    record["measured"] = {
+        "seconds": dict(step.seconds),
+        "peak_bytes": {phase: dict(peaks) for phase, peaks in step.peak_bytes.items()},
+        "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+    }
+    return record
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON has no infinity."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _finish(
+    experiment: Experiment, folder: RunFolder, state: MetaState, started: float, status: str
+) -> dict[str, Any]:
+    recipe, problem = experiment.recipe, experiment.problem(state.best_step)
+    assert isinstance(problem, TrainingRun)
+    records = folder.records()
+    peaks = [
+        peak
+        for record in records
+        for phase in record["measured"]["peak_bytes"].values()
+        for peak in phase.values()
+    ]
+    result: dict[str, Any] = {
+        "status": status,
+        "method": recipe.gradient.method,
+        "trunc": recipe.gradient.trunc,
+        "train_steps": recipe.inner.steps,
+        "meta_steps": recipe.meta.steps,
+        "seed": recipe.seed,
+        "device": recipe.device,
+        "meta_loss": [record["meta_loss"] for record in records],
+        "best": {"meta_step": state.best_step, "meta_loss": state.best_loss},
+        "hyperparameters": problem.describe(state.best_theta),
+        "untuned": problem.describe(experiment.theta),
+        "heldout_accuracy": {
+            "before": experiment.heldout_accuracy(0, experiment.theta),
+            "after": experiment.heldout_accuracy(state.best_step, state.best_theta),
+        },
+        # Of the meta steps themselves, also of those before a resume.
+        "seconds": sum(sum(r["measured"]["seconds"].values()) for r in records),
+        "peak_bytes": max(peaks, default=process_peak_bytes()),
+        "wall_seconds": time.perf_counter() - started,
+        "run_folder": str(folder.path),
+        "environment": experiment.environment(),
+    }
+    folder.write_result(result, parameter_groups(result, recipe.inner.update))
+    return result
