@@ -119,6 +119,7 @@ def descend(
     """
     gradient, meta = gradient or GradientSettings(), meta or MetaSettings()
     state = theta if isinstance(theta, MetaState) else MetaState(theta.detach().clone())
+    adam = _adam(state)
     while state.meta_step <= meta.steps:
         n, at = state.meta_step, state.theta
         now = problem if isinstance(problem, Problem) else problem(n)
@@ -147,29 +148,36 @@ def descend(
         if result is not None:
             _require_finite("hypergradient", result.gradient, n)
             with meter.phase("meta step"):
-                _adam(state, result.gradient, meta)
+                _update(state, adam, result.gradient, meta)
         yield MetaStep(n, float(loss), at, result, now, meter.seconds, meter.peak_bytes)
         if n == meta.steps:
             return
 
 
-def _adam(state: MetaState, gradient: Tensor, meta: MetaSettings) -> None:
-    """One step of ``torch.optim.Adam``, rebuilt from and written back to the state."""
-    n = state.meta_step
+def _adam(state: MetaState) -> torch.optim.Adam:
+    """The optimizer as it was when the state was taken."""
     theta = state.theta.clone().requires_grad_()
-    theta.grad = gradient
-    rate = meta.learning_rate * (meta.decay if n >= meta.decay_from else 1.0)
-    adam = torch.optim.Adam([theta], lr=rate)
+    adam = torch.optim.Adam([theta])
     adam.state[theta] = {
-        "step": torch.tensor(float(n)),
+        "step": torch.tensor(float(state.meta_step)),
         "exp_avg": state.first_moment.clone(),
         "exp_avg_sq": state.second_moment.clone(),
     }
+    return adam
+
+
+def _update(state: MetaState, adam: torch.optim.Adam, gradient: Tensor, meta: MetaSettings) -> None:
+    """One step of Adam, and the state after it; a θ that is not finite never reaches the state."""
+    n, group = state.meta_step, adam.param_groups[0]
+    group["lr"] = meta.learning_rate * (meta.decay if n >= meta.decay_from else 1.0)
+    (theta,) = group["params"]
+    theta.grad = gradient
     adam.step()
     _require_finite("hyperparameters after the update", theta.detach(), n)
     moments = adam.state[theta]
-    state.theta, state.meta_step = theta.detach(), n + 1
-    state.first_moment, state.second_moment = moments["exp_avg"], moments["exp_avg_sq"]
+    state.theta, state.meta_step = theta.detach().clone(), n + 1
+    state.first_moment = moments["exp_avg"].clone()
+    state.second_moment = moments["exp_avg_sq"].clone()
 
 
 def _require_finite(what: str, values: Tensor, meta_step: int) -> None:

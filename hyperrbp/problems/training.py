@@ -288,7 +288,7 @@ class TrainingRun(Problem):
         return self.population() if self._meta_examples is None else self._meta_examples.chunks()
 
     def _gradient(self, parameters: Sequence[Tensor], x: Batch, twice: bool = False) -> Tensor:
-        """∇L on a batch, flat, shape (N,); with a graph of its own if it is differentiated again."""
+        """∇L on a batch, flat, shape (N,); with a graph if it is to be differentiated ``twice``."""
         with torch.enable_grad():
             loss = self._loss(self._outputs(parameters, x.inputs), x.targets)
             pieces = torch.autograd.grad(
