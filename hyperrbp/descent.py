@@ -14,6 +14,7 @@ from hyperrbp.dynamics import Problem
 from hyperrbp.errors import DivergedError
 from hyperrbp.gradients import Hypergradient, Method, hypergradient
 from hyperrbp.gradients.averaging import Averaging
+from hyperrbp.gradients.method import Status
 from hyperrbp.meter import PhaseMeter
 
 
@@ -147,6 +148,8 @@ def descend(
             state.best_step, state.best_loss, state.best_theta = n, float(loss), at.clone()
         if result is not None:
             _require_finite("hypergradient", result.gradient, n)
+            if result.status is Status.NON_FINITE:  # a solver may have stopped short of it
+                raise DivergedError(f"meta step {n}: the hypergradient is not finite")
             with meter.phase("meta step"):
                 _update(state, adam, result.gradient, meta)
         yield MetaStep(n, float(loss), at, result, now, meter.seconds, meter.peak_bytes)

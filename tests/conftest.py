@@ -1,0 +1,91 @@
+"""Small systems whose gradients are known."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hyperrbp.dynamics import Problem
+from hyperrbp.problems.training import Batch, ShuffledBatches, TrainingRun
+
+
+@dataclass
+class Linear(Problem):
+    """h' = A h + B θ + c with L(h) = ½‖h‖² + ⟨q, h⟩: its implicit gradient has a closed form."""
+
+    A: Tensor
+    B: Tensor
+    c: Tensor
+    q: Tensor
+    steps: int
+    h0: Tensor | None = None
+
+    def initial_state(self) -> Tensor:
+        return torch.zeros_like(self.c) if self.h0 is None else self.h0
+
+    def step(self, h, theta, x):
+        return self.A @ h + self.B @ theta + self.c
+
+    def input(self, t):
+        return None
+
+    def population(self):
+        return [(1.0, None)]
+
+    def loss_and_gradient(self, h):
+        return 0.5 * h @ h + self.q @ h, h + self.q
+
+    def fixed_point(self, theta: Tensor) -> Tensor:
+        eye = torch.eye(len(self.c), dtype=self.c.dtype)
+        return torch.linalg.solve(eye - self.A, self.B @ theta + self.c)
+
+    def closed_form(self, theta: Tensor) -> Tensor:
+        eye = torch.eye(len(self.c), dtype=self.c.dtype)
+        g = self.fixed_point(theta) + self.q
+        return self.B.T @ torch.linalg.solve((eye - self.A).T, g)
+
+
+def random_linear(n: int = 12, p: int = 5, norm: float = 0.6, steps: int = 80, seed: int = 0):
+    """A random contraction, not symmetric, of spectral norm ``norm``, in float64."""
+    source = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=source, dtype=torch.float64)
+
+    A = normal(n, n)
+    A *= norm / torch.linalg.matrix_norm(A, 2)
+    return Linear(A, normal(n, p), normal(n), normal(n), steps), normal(p)
+
+
+def small_training_run(
+    steps: int = 30, *, update: str = "maclaurin", hidden: int = 6, batch: int = 8, seed: int = 3
+) -> tuple[TrainingRun, Tensor]:
+    """A tanh classifier of three classes on 40 random examples in float64, and its start θ."""
+    source = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(40, 5, generator=source, dtype=torch.float64)
+    targets = torch.randint(0, 3, (40,), generator=source)
+    model = nn.Sequential(nn.Linear(5, hidden), nn.Tanh(), nn.Linear(hidden, 3)).double()
+    count = sum(tensor.numel() for tensor in model.parameters())
+    weights = 0.5 * torch.randn(count, generator=source, dtype=torch.float64)
+    run = TrainingRun(
+        model,
+        ShuffledBatches(Batch(inputs, targets), batch, seed),
+        steps=steps,
+        update=update,
+        initial_weights=weights,
+    )
+    return run, run.initial_theta(0.3, 0.6)
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder of real data sets, where there is one."""
+    named = os.environ.get("HYPERRBP_DATA")
+    if not named:
+        pytest.skip("HYPERRBP_DATA names no data root")
+    return Path(named)

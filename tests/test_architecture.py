@@ -1,0 +1,88 @@
+"""The structure that the code promises."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import hyperrbp
+
+PACKAGE = Path(hyperrbp.__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imports(file: Path) -> set[str]:
+    """Every module that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
+    return found
+
+
+@pytest.mark.parametrize("file", sorted((PACKAGE / "gradients").glob("*.py")), ids=lambda f: f.name)
+def test_a_gradient_method_knows_no_problem(file):
+    below = ("problems", "models", "data", "recipe", "experiment", "tune", "descent", "cli")
+    assert not {m for m in imports(file) if m.startswith(tuple(f"hyperrbp.{b}" for b in below))}
+
+
+@pytest.mark.parametrize("file", sorted((PACKAGE / "problems").glob("*.py")), ids=lambda f: f.name)
+def test_a_problem_knows_no_gradient_method(file):
+    assert not {m for m in imports(file) if m.startswith("hyperrbp.gradients")}
+
+
+def test_the_command_line_is_a_leaf():
+    importers = [f for f in FILES if "hyperrbp.cli" in imports(f)]
+    assert [f.name for f in importers] == ["__main__.py"]
+
+
+def test_nothing_executes_what_it_reads():
+    calls = []
+    for file in FILES:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call):
+                name = ast.unparse(node.func)
+                if (
+                    name in ("eval", "exec", "compile", "__import__")
+                    or name.split(".")[-1]
+                    in (
+                        "unsafe_load",
+                        "full_load",
+                        "load_all",
+                    )
+                    or name in ("torch.load", "pickle.load", "pickle.loads")
+                ):
+                    calls.append(f"{file.name}: {name}")
+                if name == "yaml.load":
+                    assert ast.unparse(node.args[1]) == "_Loader"
+    assert calls == []
+
+
+def test_help_and_validation_import_no_numerics():
+    script = (
+        "import sys, hyperrbp, hyperrbp.cli, hyperrbp.recipe, hyperrbp.cookbook as c\n"
+        "hyperrbp.recipe.read(c.find('mnist'))\n"
+        "heavy = {'torch', 'numpy', 'sklearn', 'matplotlib', 'tensorboard', 'torchvision'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_every_public_name_is_there():
+    for name in hyperrbp.__all__:
+        assert getattr(hyperrbp, name) is not None
+    assert set(hyperrbp.__all__) <= set(dir(hyperrbp))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = hyperrbp.nothing
+
+
+def test_the_meta_loop_is_read_in_one_sitting():
+    assert len((PACKAGE / "descent.py").read_text().splitlines()) < 220
+    assert len((PACKAGE / "tune.py").read_text().splitlines()) < 260

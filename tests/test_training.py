@@ -1,0 +1,206 @@
+"""SGD with momentum as a recurrent map."""
+
+from __future__ import annotations
+
+import runpy
+
+import pytest
+import torch
+from conftest import small_training_run
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from hyperrbp.errors import UsageError
+from hyperrbp.problems.training import UPDATES, Batch, ListedBatches, ShuffledBatches, TrainingRun
+from hyperrbp.report.export import parameter_groups, sgd_settings
+
+
+def model_of(problem: TrainingRun, h: torch.Tensor, hidden: int = 6) -> nn.Module:
+    model = nn.Sequential(nn.Linear(5, hidden), nn.Tanh(), nn.Linear(hidden, 3)).double()
+    nn.utils.vector_to_parameters(h[: problem.weights], model.parameters())
+    return model
+
+
+def flat(model: nn.Module) -> torch.Tensor:
+    return nn.utils.parameters_to_vector(model.parameters()).detach()
+
+
+@pytest.mark.parametrize("update", sorted(UPDATES))
+def test_both_updates_are_torch_sgd(update, tmp_path):
+    """The exported groups train the same network, in float64, to a relative 1e-12."""
+    problem, theta = small_training_run(steps=60, update=update)
+    source = torch.Generator().manual_seed(5)
+    theta = theta + 0.3 * torch.randn(len(theta), generator=source, dtype=torch.float64)
+    h = problem.run(theta, 0, 60, problem.initial_state())
+
+    result = {
+        "hyperparameters": problem.describe(theta),
+        "best": {"meta_loss": 0.5, "meta_step": 3},
+        "method": "neumann",
+        "train_steps": 60,
+        "environment": {"hyperrbp": "0"},
+    }
+    (tmp_path / "groups.py").write_text(parameter_groups(result, update))
+    exported = runpy.run_path(str(tmp_path / "groups.py"))["parameter_groups"]
+    model = model_of(problem, problem.initial_state())
+    optimizer = torch.optim.SGD(exported(model))
+    for t in range(60):
+        x = problem.input(t)
+        optimizer.zero_grad()
+        cross_entropy(model(x.inputs), x.targets).backward()
+        optimizer.step()
+    assert float((flat(model) - h[: problem.weights]).norm() / flat(model).norm()) < 1e-12
+    moved = float((flat(model) - problem.initial_state()[: problem.weights]).norm())
+    assert moved > 0.1, "nothing was trained"
+
+    with pytest.raises(ValueError, match="not the network that was tuned"):
+        exported(nn.Linear(2, 2))
+
+
+def test_maclaurin_settings_in_torch_sgd():
+    settings = sgd_settings({"learning_rate": {"w": 0.4}, "momentum": {"w": 0.75}}, "maclaurin")
+    assert settings == {"w": (0.1, 0.75)}
+
+
+def test_one_update_by_hand():
+    """v' = βv − (1−β)g, w' = w + αv' on a one-weight least squares."""
+    model = nn.Linear(1, 1, bias=False).double()
+    problem = TrainingRun(
+        model,
+        [(torch.tensor([[2.0]]).double(), torch.tensor([[1.0]]).double())],
+        steps=1,
+        loss=nn.functional.mse_loss,
+        initial_weights=torch.tensor([3.0]).double(),
+    )
+    theta = problem.initial_theta(0.1, 0.9)
+    h = torch.tensor([3.0, 0.5]).double()
+    gradient = 2 * (3.0 * 2 - 1) * 2  # d/dw (2w − 1)²
+    v = 0.9 * 0.5 - 0.1 * gradient
+    expected = torch.tensor([3.0 + 0.1 * v, v]).double()
+    torch.testing.assert_close(problem.step(h, theta, problem.input(0)), expected)
+
+
+@pytest.mark.parametrize("update", sorted(UPDATES))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_fast_run_is_the_step_again_and_again(update, dtype):
+    problem, theta = small_training_run(steps=30, update=update)
+    if dtype is torch.float32:
+        examples = Batch(*(next(iter(problem.population()))[1]))
+        problem = TrainingRun(
+            model_of(problem, problem.initial_state()).float(),
+            ShuffledBatches(Batch(examples.inputs.float(), examples.targets), 8, 3),
+            steps=30,
+            update=update,
+        )
+        theta = theta.float()
+    start = problem.initial_state()
+    kept = start.clone()
+    fast = problem.run(theta, 3, 30, start)
+    assert torch.equal(start, kept), "the given state was changed"
+    h = start
+    for t in range(3, 30):
+        h = problem.step(h, theta, problem.input(t))
+    assert torch.equal(fast, h)
+    graph = start.clone().requires_grad_()
+    for t in range(3, 30):
+        graph = problem.step(graph, theta, problem.input(t))
+    assert torch.equal(fast, graph.detach()), "the differentiable step has other bits"
+
+
+def test_loss_gradient_is_zero_on_the_velocities_and_chunks_add_up(monkeypatch):
+    problem, theta = small_training_run(steps=5)
+    h = problem.run(theta, 0, 5, problem.initial_state())
+    loss, gradient = problem.loss_and_gradient(h)
+    ((_, everything),) = problem.population()
+    model = model_of(problem, h)
+    truth = cross_entropy(model(everything.inputs), everything.targets)
+    truth.backward()
+    expected = torch.cat([p.grad.reshape(-1) for p in model.parameters()])
+    torch.testing.assert_close(loss, truth.detach())
+    torch.testing.assert_close(gradient[: problem.weights], expected)
+    assert not gradient[problem.weights :].any()
+    whole = everything.chunks
+    monkeypatch.setattr(Batch, "chunks", lambda self, size=7: whole(size))
+    assert len(list(problem.population())) == 6
+    again, pieces = problem.loss_and_gradient(h)
+    torch.testing.assert_close(again, loss)
+    torch.testing.assert_close(pieces, gradient)
+
+
+def test_meta_examples_are_what_the_meta_loss_is_taken_on():
+    problem, theta = small_training_run(steps=5)
+    h = problem.run(theta, 0, 5, problem.initial_state())
+    other = Batch(
+        torch.randn(9, 5, generator=torch.Generator().manual_seed(0)).double(),
+        torch.zeros(9, dtype=torch.int64),
+    )
+    problem._meta_examples = other
+    model = model_of(problem, h)
+    truth = cross_entropy(model(other.inputs), other.targets).detach()
+    torch.testing.assert_close(problem.loss_and_gradient(h)[0], truth)
+
+
+def test_accuracy_counts_the_right_ones():
+    problem, _ = small_training_run(steps=5)
+    h = problem.initial_state()
+    ((_, everything),) = problem.population()
+    predicted = model_of(problem, h)(everything.inputs).argmax(1)
+    wrong = (predicted + 1) % 3
+    half = torch.cat([predicted[:10], wrong[10:]])
+    assert problem.accuracy(h, Batch(everything.inputs, half)) == 10 / 40
+
+
+def test_theta_is_log_rates_then_logit_momenta():
+    problem, _ = small_training_run()
+    theta = problem.initial_theta(0.25, 0.8)
+    assert theta.shape == (8,)
+    described = problem.describe(theta)
+    assert list(described["learning_rate"]) == ["0.weight", "0.bias", "2.weight", "2.bias"]
+    assert described["learning_rate"]["2.bias"] == pytest.approx(0.25, rel=1e-14)
+    assert described["momentum"]["0.weight"] == pytest.approx(0.8, rel=1e-14)
+    theta[1], theta[6] = 0.0, 0.0
+    assert problem.describe(theta)["learning_rate"]["0.bias"] == 1.0
+    assert problem.describe(theta)["momentum"]["2.weight"] == 0.5
+
+
+def batch(features: int = 4) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return [(torch.zeros(6, features), torch.zeros(6, dtype=torch.int64))]
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (lambda: TrainingRun(nn.BatchNorm1d(4), batch(), steps=1), "keeps buffers"),
+        (
+            lambda: TrainingRun(nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.2)), batch(), steps=1),
+            "dropout is not supported",
+        ),
+        (lambda: TrainingRun(nn.ReLU(), batch(), steps=1), "no parameters"),
+        (lambda: TrainingRun(nn.Linear(4, 3), batch(), steps=0), "at least 1 step"),
+        (lambda: TrainingRun(nn.Linear(4, 3), batch(), steps=1, update="adam"), "unknown update"),
+        (lambda: TrainingRun(nn.Linear(4, 3), [], steps=1), "at least one minibatch"),
+        (
+            lambda: TrainingRun(nn.Linear(4, 3), batch(), steps=1, initial_weights=torch.zeros(7)),
+            r"\(7,\) for a model of 15 weights",
+        ),
+        (lambda: ShuffledBatches(Batch(*batch()[0]), 7, 0), "batch size 7"),
+        (
+            lambda: TrainingRun(nn.Linear(4, 3), batch(), steps=1).initial_theta(0.0, 0.5),
+            "above 0",
+        ),
+        (
+            lambda: TrainingRun(nn.Linear(4, 3), batch(), steps=1).initial_theta(0.1, 1.0),
+            "between 0 and 1",
+        ),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(build, words):
+    with pytest.raises(UsageError, match=words):
+        build()
+
+
+def test_listed_batches_come_in_turn():
+    one, two = batch()[0], (torch.ones(2, 4), torch.ones(2, dtype=torch.int64))
+    batches = ListedBatches([one, two])
+    assert [len(batches(t)) for t in range(4)] == [6, 2, 6, 2]
+    assert [weight for weight, _ in batches.population()] == [0.75, 0.25]
