@@ -105,8 +105,12 @@ class Linearization:
         return _pullback(self._image, [self._theta], u)[0]
 
     def both_transposed(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """(Jᵀu, (∂F/∂θ)ᵀu) from one walk."""
-        along_h, along_theta = _pullback(self._image, [self._h, self._theta], u)
+        """(Jᵀu, (∂F/∂θ)ᵀu) for every row u of a matrix, from one walk: (m, n) → (m, n), (m, p)."""
+        points = [self._h, self._theta]
+        if len(u) == 1:
+            one = _pullback(self._image, points, u[0])
+            return one[0][None], one[1][None]
+        along_h, along_theta = _pullback(self._image, points, u, batched=True)
         return along_h, along_theta
 
     def forward(self, v: Tensor) -> Tensor:
@@ -203,11 +207,20 @@ class Sensitivity:
         return below
 
 
-def _pullback(image: Tensor, points: Sequence[Tensor], u: Tensor) -> tuple[Tensor, ...]:
+def _pullback(
+    image: Tensor, points: Sequence[Tensor], u: Tensor, batched: bool = False
+) -> tuple[Tensor, ...]:
     """Products of ``u`` with the transposed Jacobians of ``image``, keeping the graph."""
     if not image.requires_grad:
-        return tuple(torch.zeros_like(point) for point in points)
+        rows = u.shape[:1] if batched else ()
+        return tuple(point.new_zeros(*rows, *point.shape) for point in points)
     products: tuple[Tensor, ...] = torch.autograd.grad(
-        image, points, u, retain_graph=True, allow_unused=True, materialize_grads=True
+        image,
+        points,
+        u,
+        retain_graph=True,
+        allow_unused=True,
+        is_grads_batched=batched,
+        materialize_grads=True,
     )
     return products

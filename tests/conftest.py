@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+
+# Tensors are small and two workers share the cores; before torch is imported, for subprocesses too.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -250,17 +250,22 @@ def test_tbptt_over_the_whole_run_is_bptt():
     assert torch.equal(found.state, exact.state)
 
 
-def test_tbptt_is_the_mean_over_its_end_points():
+@pytest.mark.parametrize(("trunc", "ends"), [(6, 3), (3, 6), (5, 5), (1, 4), (20, 6)])
+def test_tbptt_is_the_mean_over_its_end_points(trunc, ends):
     problem, theta = small_training_run(steps=25)
     singles = []
-    for end in (23, 24, 25):
+    for end in range(25 - ends + 1, 26):
         shorter, _ = small_training_run(steps=end)
-        singles.append(hypergradient(shorter, theta, "tbptt", trunc=6).gradient)
-    found = hypergradient(problem, theta, "tbptt", trunc=6, averaging=Averaging(minibatches=3))
+        singles.append(hypergradient(shorter, theta, "tbptt", trunc=trunc).gradient)
     stacked = torch.stack(singles)
-    torch.testing.assert_close(found.gradient, stacked.mean(0), rtol=1e-12, atol=1e-15)
-    torch.testing.assert_close(found.standard_error, stacked.std(0) / 3**0.5, rtol=1e-9, atol=1e-15)
-    assert found.products == 18
+    found = hypergradient(
+        problem, theta, "tbptt", trunc=trunc, averaging=Averaging(minibatches=ends)
+    )
+    torch.testing.assert_close(found.gradient, stacked.mean(0), rtol=1e-11, atol=1e-15)
+    error = stacked.std(0) / ends**0.5
+    torch.testing.assert_close(found.standard_error, error, rtol=1e-9, atol=1e-15)
+    assert found.products == trunc * ends
+    assert found.loss == hypergradient(problem, theta, "bptt").loss
 
 
 def adjoint_gap(map_, n: int) -> float:
@@ -310,9 +315,10 @@ def test_products_agree_with_a_dense_jacobian():
     torch.testing.assert_close(
         Sensitivity(problem, h, theta, [(1.0, x)]).theta_transposed(u), truth, rtol=1e-6, atol=1e-9
     )
-    along_h, along_theta = map_.both_transposed(u)
-    assert torch.equal(along_h, map_.transposed(u))
-    assert torch.equal(along_theta, map_.theta_transposed(u))
+    for rows in (u[None], torch.stack([u, v])):
+        for row, one_h, one_theta in zip(rows, *map_.both_transposed(rows), strict=True):
+            torch.testing.assert_close(one_h, map_.transposed(row), rtol=1e-12, atol=1e-14)
+            torch.testing.assert_close(one_theta, map_.theta_transposed(row), rtol=1e-11, atol=0)
 
 
 class WithDecay(TrainingRun):

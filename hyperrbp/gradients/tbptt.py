@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 class Tbptt(Method):
     """Differentiates the K updates before each of the last M states, and takes the mean.
 
-    One linearization is kept for each of the last K + M − 1 updates, so memory is linear in K + M.
+    One linearization is kept for each of the last K + M − 1 updates, and M adjoints: memory is
+    linear in K + M.
     """
 
     name = "tbptt"
@@ -39,6 +40,8 @@ class Tbptt(Method):
         phase: Phase = unmetered,
     ) -> Hypergradient:
         """Run without a graph up to the window, with one through it, and walk back."""
+        import torch
+
         from hyperrbp.dynamics import Linearization, Sensitivity
         from hyperrbp.gradients.averaging import mean_and_standard_error
 
@@ -50,25 +53,32 @@ class Tbptt(Method):
                 window.append(Linearization(problem, h, theta, problem.input(t)))
                 h = window[-1].image
         with phase("meta-gradient"):
-            gradients = []
-            for end in range(trunc, len(window) + 1):
-                loss, u = problem.loss_and_gradient(window[end - 1].image)
-                gradient = theta.new_zeros(theta.shape)
-                for update in reversed(window[end - trunc : end]):
-                    u, along_theta = update.both_transposed(u)
-                    gradient += along_theta
-                gradients.append(gradient)
-            mean, error = mean_and_standard_error(gradients)
+            # Row j of the adjoints belongs to the j-th end point from the last. Going back, a row
+            # joins at its end point and leaves K updates later; an update serves all at once.
+            gradients = theta.new_zeros(averaging.minibatches, len(theta))
+            adjoints = h.new_zeros(0, len(h))
+            last, left, losses = len(window), 0, []
+            for after in range(last, 0, -1):  # the window's updates up to the state at hand
+                update = window.pop()
+                if after >= trunc:
+                    loss, g = problem.loss_and_gradient(update.image)
+                    losses.append(loss)
+                    adjoints = torch.cat([adjoints, g[None]])
+                adjoints, along_theta = update.both_transposed(adjoints)
+                gradients[left : left + len(adjoints)] += along_theta
+                if last - left == after + trunc - 1:
+                    adjoints, left = adjoints[1:], left + 1
+            mean, error = mean_and_standard_error(list(gradients))
             at_end = Sensitivity(problem, h, theta, problem.population())
             return Hypergradient(
                 gradient=mean,
                 standard_error=error,
-                samples=len(gradients),
-                loss=loss,
+                samples=averaging.minibatches,
+                loss=losses[0],
                 state=h,
                 residuals=[],
                 status=self._status(problem, trunc, mean),
-                products=trunc * len(gradients),
+                products=trunc * averaging.minibatches,
                 structurally_zero=at_end.structurally_zero(generator),
                 steady_state_residual=at_end.steady_state_residual(),
             )

@@ -1,0 +1,49 @@
+"""The README does not lie."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from hyperrbp.cookbook import names
+from hyperrbp.errors import EXIT_CODES
+from hyperrbp.gradients import METHODS
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_its_python_runs(capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    exec(compile(code, "README.md", "exec"), {})
+    lines = capsys.readouterr().out.splitlines()
+    losses = [float(line.split()[1]) for line in lines[1:22]]
+    assert len(losses) == 21
+    assert losses[-1] < losses[0]
+    assert float(lines[0].split("cosine ")[1].split()[0]) > 0.5
+
+
+def test_its_exit_codes_are_those_of_the_code():
+    rows = re.findall(r"^\| (\d+) \| (.+?) \|$", README, flags=re.MULTILINE)
+    assert {int(code): meaning for code, meaning in rows if int(code) in EXIT_CODES} == EXIT_CODES
+
+
+def test_its_methods_and_recipes_exist():
+    named = set(re.findall(r"^\| `(\w+)` \|", README, flags=re.MULTILINE))
+    assert named == set(METHODS)
+    assert set(re.findall(r"hyperrbp tune ([a-z]+)\b(?!/)", README)) - {"runs"} <= set(names())
+
+
+@pytest.mark.parametrize("path", re.findall(r"\]\(([^)#:]+)\)", README))
+def test_its_pictures_and_links_are_there(path):
+    assert (ROOT / path).is_file()
+
+
+@pytest.mark.parametrize("purpose", ["run", "test"])
+def test_its_two_commands_are_shell(purpose):
+    (command,) = re.findall(rf"<!-- command: {purpose} -->\n```sh\n(.*?)\n```", README)
+    subprocess.run(["bash", "-n", "-c", command], check=True)
+    assert command.startswith("python3 -m venv")
