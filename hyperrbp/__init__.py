@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from hyperrbp.dynamics import Problem as Problem
     from hyperrbp.errors import HyperrbpError as HyperrbpError
     from hyperrbp.experiment import Experiment as Experiment
+    from hyperrbp.gradients import Averaging as Averaging
     from hyperrbp.gradients import Hypergradient as Hypergradient
     from hyperrbp.gradients import hypergradient as hypergradient
-    from hyperrbp.gradients.averaging import Averaging as Averaging
     from hyperrbp.problems.training import Batch as Batch
     from hyperrbp.problems.training import ShuffledBatches as ShuffledBatches
     from hyperrbp.problems.training import TrainingRun as TrainingRun
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Averaging": "hyperrbp.gradients.averaging",
+    "Averaging": "hyperrbp.gradients",
     "Batch": "hyperrbp.problems.training",
     "Experiment": "hyperrbp.experiment",
     "GradientSettings": "hyperrbp.descent",

@@ -12,7 +12,7 @@ import torch
 from hyperrbp.data import SOURCES, data_root, load
 from hyperrbp.descent import GradientSettings, MetaSettings
 from hyperrbp.errors import DataError, DeviceError
-from hyperrbp.gradients.averaging import Averaging
+from hyperrbp.gradients import Averaging
 from hyperrbp.models import MODELS
 from hyperrbp.problems.training import Batch, ShuffledBatches, TrainingRun
 from hyperrbp.randomness import generator
@@ -82,9 +82,12 @@ class Experiment:
 
     def _draw(self, draw: int) -> TrainingRun:
         recipe, inner = self.recipe, self.recipe.inner
-        model = MODELS[recipe.model.name](**recipe.model.options).build(
-            self.train.inputs.shape[1], SOURCES[recipe.data.name].classes
-        )
+        source = SOURCES[recipe.data.name]
+        # A layer initializes itself from the global generator, which stands afterwards as before.
+        with torch.random.fork_rng(devices=[]):
+            model = MODELS[recipe.model.name](**recipe.model.options).build(
+                source.features, source.classes
+            )
         model.to(self.device, self._dtype).requires_grad_(False)
         count = sum(tensor.numel() for tensor in model.parameters())
         weights = torch.empty(count, dtype=self._dtype)

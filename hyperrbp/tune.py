@@ -183,6 +183,7 @@ def _finish(
         "meta_loss": [record["meta_loss"] for record in records],
         "best": {"meta_step": state.best_step, "meta_loss": state.best_loss},
         "hyperparameters": problem.describe(state.best_theta),
+        "last": {"meta_step": state.meta_step, "hyperparameters": problem.describe(state.theta)},
         "untuned": problem.describe(experiment.theta),
         "heldout_accuracy": {
             "before": experiment.heldout_accuracy(0, experiment.theta),

@@ -10,7 +10,7 @@ from conftest import small_training_run
 
 from hyperrbp import Averaging, GradientSettings, MetaSettings, descend, hypergradient
 from hyperrbp.gradients import METHODS, method_class
-from hyperrbp.gradients.method import ImplicitMethod
+from hyperrbp.gradients.implicit import ImplicitMethod
 from hyperrbp.meter import LiveBytes, PhaseMeter, SavedBytes
 
 SOLVERS = sorted(n for n in METHODS if issubclass(method_class(n), ImplicitMethod))

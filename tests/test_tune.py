@@ -217,6 +217,18 @@ def test_fresh_draws_new_weights_and_batches_each_meta_step():
     assert same.problem(0) is same.problem(3)
 
 
+def test_global_generators_stand_as_they_stood(tmp_path):
+    import random as python_random
+
+    import numpy as np
+
+    before = torch.get_rng_state(), python_random.getstate(), np.random.get_state()[1].tolist()
+    tune_recipe(tiny(**{"meta.steps": 1}), tmp_path / "run", observers=[TensorBoard()])
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert python_random.getstate() == before[1]
+    assert np.random.get_state()[1].tolist() == before[2]
+
+
 def test_a_validation_split_is_held_back():
     section = {"data.validation_examples": 40, "meta.loss": "validation"}
     experiment = Experiment(tiny(**section))

@@ -8,13 +8,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, cast
 
 from hyperrbp.errors import UsageError
-from hyperrbp.gradients.method import Hypergradient, Method, Phase, unmetered
+from hyperrbp.gradients.method import Averaging, Hypergradient, Method, Phase, unmetered
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from hyperrbp.dynamics import Problem
-    from hyperrbp.gradients.averaging import Averaging
 
 # Import paths rather than classes: a recipe is validated without importing any numerics.
 METHODS: dict[str, str] = {
@@ -62,7 +61,6 @@ def hypergradient(
     Raises:
         UsageError: for an unknown method or option, or a run too short for what is asked.
     """
-    from hyperrbp.gradients.averaging import Averaging
     from hyperrbp.randomness import generator
 
     averaging = averaging or Averaging()
@@ -82,4 +80,4 @@ def hypergradient(
     return method(problem, theta, trunc, averaging, generator(seed, method.name), phase)
 
 
-__all__ = ["METHODS", "Hypergradient", "Method", "hypergradient", "method_class"]
+__all__ = ["METHODS", "Averaging", "Hypergradient", "Method", "hypergradient", "method_class"]

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -34,22 +33,7 @@ from hyperrbp.dynamics import (
     Sensitivity,
 )
 from hyperrbp.errors import UsageError
-from hyperrbp.gradients.method import Hypergradient, Solution, Status
-
-if TYPE_CHECKING:
-    from hyperrbp.gradients.method import ImplicitMethod
-
-
-@dataclass(frozen=True)
-class Averaging:
-    """Over what an implicit or truncated hypergradient is averaged."""
-
-    estimator: str = "auto"
-    """``frozen``, ``resampled``, ``mean``, or ``auto``: the first that the method takes."""
-    minibatches: int = 1
-    """M, the number of last updates whose minibatches are used (end points, for TBPTT)."""
-    series: int = 1
-    """How many series ``resampled`` averages, at most M."""
+from hyperrbp.gradients.method import Averaging, Solution
 
 
 @dataclass(frozen=True)
@@ -109,25 +93,26 @@ ESTIMATORS: dict[str, Callable[[_Setting], list[tuple[Tensor, Solution]]]] = {
 }
 
 
-def average(
-    method: ImplicitMethod,
+def estimate(
+    estimator: str,
+    averaging: Averaging,
+    everywhere: Sensitivity,
     problem: Problem,
     theta: Tensor,
     h: Tensor,
-    loss: Tensor,
-    g: Tensor,
-    trunc: int,
-    averaging: Averaging,
-    generator: torch.Generator,
-) -> Hypergradient:
-    """The hypergradient of ``method`` at the last state h, averaged by one of ESTIMATORS."""
-    name = method.estimators[0] if averaging.estimator == "auto" else averaging.estimator
-    if name not in method.estimators:
-        raise UsageError(
-            f"{method.name} needs one fixed Jacobian for all its products and cannot take the"
-            f" '{name}' estimator; it takes {' or '.join(method.estimators)}"
-        )
-    everywhere = Sensitivity(problem, h, theta, problem.population())
+    solve: Callable[[Jacobian], Solution],
+) -> list[tuple[Tensor, Solution]]:
+    """The hypergradients at h that one of ESTIMATORS would average, and where each came from.
+
+    Args:
+        estimator: a name in ESTIMATORS.
+        averaging: over how many minibatches and series.
+        everywhere: ∂F̄/∂θ at h, over all inputs.
+        problem: what was run.
+        theta: at what, shape (p,).
+        h: its last state, shape (n,).
+        solve: solves (I − Jᵀ) z = ∂L/∂h for a given Jacobian.
+    """
     setting = _Setting(
         problem=problem,
         theta=theta,
@@ -135,25 +120,9 @@ def average(
         inputs=[problem.input(t) for t in range(problem.steps)[-averaging.minibatches :]],
         everywhere=everywhere,
         series=min(averaging.series, averaging.minibatches),
-        solve=lambda jacobian: method.solve(jacobian, g, trunc, generator),
+        solve=solve,
     )
-    gradients, solutions = zip(*ESTIMATORS[name](setting), strict=True)
-    mean, error = mean_and_standard_error(list(gradients))
-    statuses = [solution.status for solution in solutions]
-    if not mean.isfinite().all():
-        statuses.append(Status.NON_FINITE)
-    return Hypergradient(
-        gradient=mean,
-        standard_error=error,
-        samples=len(gradients),
-        loss=loss,
-        state=h,
-        residuals=[solution.residuals for solution in solutions],
-        status=Status.worst(statuses),
-        products=sum(solution.products for solution in solutions),
-        structurally_zero=everywhere.structurally_zero(generator),
-        steady_state_residual=everywhere.steady_state_residual(),
-    )
+    return ESTIMATORS[estimator](setting)
 
 
 def mean_and_standard_error(samples: list[Tensor]) -> tuple[Tensor, Tensor | None]:

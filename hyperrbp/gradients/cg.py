@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hyperrbp.gradients.method import ImplicitMethod, Solution, Status
+from hyperrbp.gradients.implicit import ImplicitMethod
+from hyperrbp.gradients.method import Solution, Status
 
 if TYPE_CHECKING:
     import torch

@@ -29,8 +29,7 @@ if TYPE_CHECKING:
     from pydantic import ConfigDict
     from torch import Tensor
 
-    from hyperrbp.dynamics import Jacobian, Problem
-    from hyperrbp.gradients.averaging import Averaging
+    from hyperrbp.dynamics import Problem
 
 
 class Status(StrEnum):
@@ -62,6 +61,18 @@ _SENTENCES = {
     Status.BREAKDOWN: "the search direction vanished before the residual did",
     Status.NON_FINITE: "a term overflowed or was not a number",
 }
+
+
+@dataclass(frozen=True)
+class Averaging:
+    """Over what an implicit or truncated hypergradient is averaged."""
+
+    estimator: str = "auto"
+    """``frozen``, ``resampled``, ``mean``, or ``auto``: the first that the method takes."""
+    minibatches: int = 1
+    """M, the number of last updates whose minibatches are used (end points, for TBPTT)."""
+    series: int = 1
+    """How many series ``resampled`` averages, at most M."""
 
 
 @dataclass
@@ -142,49 +153,3 @@ class Method(ABC):
         phase: Phase = unmetered,
     ) -> Hypergradient:
         """Run the problem at ``theta`` and differentiate its loss."""
-
-
-class ImplicitMethod(Method):
-    """A solver of (I − Jᵀ) z = ∂L/∂h at the last state (eq. 9): all else is shared.
-
-    The run keeps no graph and no trajectory.
-    """
-
-    estimators: ClassVar[tuple[str, ...]] = ("resampled", "frozen", "mean")
-
-    @abstractmethod
-    def solve(
-        self, jacobian: Jacobian, g: Tensor, trunc: int, generator: torch.Generator
-    ) -> Solution:
-        """z with (I − Jᵀ) z ≈ g, from at most ``trunc`` steps; ``g`` is left as it is."""
-
-    def __call__(
-        self,
-        problem: Problem,
-        theta: Tensor,
-        trunc: int,
-        averaging: Averaging,
-        generator: torch.Generator,
-        phase: Phase = unmetered,
-    ) -> Hypergradient:
-        """Run without a graph, then solve at h_T and multiply by ∂F/∂θ (eq. 8)."""
-        from hyperrbp.gradients.averaging import average
-
-        with phase("inner run"):
-            h = problem.run(theta, 0, problem.steps, problem.initial_state())
-        with phase("meta-gradient"):
-            loss, g = problem.loss_and_gradient(h)
-            return average(self, problem, theta, h, loss, g, trunc, averaging, generator)
-
-
-def series_status(norms: list[float], tolerance: float) -> Status:
-    """The status of a series or fixed-point iteration, from the norms of its terms.
-
-    Growing means that over the second half of the terms the geometric mean of their growth is
-    above one. ``norms`` are relative to the first term.
-    """
-    if not all(norm < float("inf") for norm in norms):  # NaN compares false
-        return Status.NON_FINITE
-    if norms[-1] <= tolerance:
-        return Status.CONVERGED
-    return Status.GROWING if norms[-1] > norms[len(norms) // 2] else Status.TRUNCATED

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from hyperrbp.gradients.method import ImplicitMethod, Solution, Status, series_status
+from hyperrbp.gradients.implicit import ImplicitMethod, series_status
+from hyperrbp.gradients.method import Solution, Status
 
 if TYPE_CHECKING:
     import torch

@@ -5,14 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hyperrbp.gradients.method import Hypergradient, Method, Phase, Status, unmetered
+from hyperrbp.gradients.method import (
+    Averaging,
+    Hypergradient,
+    Method,
+    Phase,
+    Status,
+    unmetered,
+)
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
     from hyperrbp.dynamics import Problem
-    from hyperrbp.gradients.averaging import Averaging
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -112,10 +113,11 @@ def headline(experiment: Experiment) -> str:
     """What is tuned, how, and on what."""
     recipe, problem = experiment.recipe, experiment.problem()
     gradient = recipe.gradient
+    threads = f"{recipe.threads} thread{'' if recipe.threads == 1 else 's'}"
     return (
         f"{recipe.name}: {problem.weights:,} weights, {len(experiment.theta)} hyperparameters;"
-        f" {recipe.inner.steps} training steps, {recipe.meta.steps} meta steps;"
-        f" {gradient.method}, K = {gradient.trunc}; {recipe.device}, {recipe.threads} threads"
+        f" {gradient.method} with K = {gradient.trunc} on {recipe.device}, {threads}\n"
+        f"{recipe.meta.steps} meta steps of {recipe.inner.steps} training steps"
     )
 
 
@@ -142,7 +144,10 @@ def state_table(records: Sequence[Record]) -> Table:
         f"{sum(seconds.values()):.2f} = "
         + " + ".join(f"{name} {seconds[name]:.2f}" for name in PHASES if name in seconds),
     )
-    table.add_row("peak memory", human_bytes(peak_bytes(last)))
+    by_phase = {name: _peak(peaks) for name, peaks in last["measured"]["peak_bytes"].items()}
+    table.add_row(
+        "peak memory", ", ".join(f"{name} {human_bytes(b)}" for name, b in by_phase.items())
+    )
     return table
 
 
@@ -184,8 +189,6 @@ def answer(result: Mapping[str, Any]) -> RenderableType:
 
 def sparkline(values: Sequence[float], width: int = 48) -> str:
     """A curve in one line of text, on a logarithmic scale where all values are positive."""
-    import math
-
     if len(values) > width:
         values = [values[round(i * (len(values) - 1) / (width - 1))] for i in range(width)]
     heights = [math.log(v) for v in values] if min(values) > 0 else list(values)
@@ -195,9 +198,13 @@ def sparkline(values: Sequence[float], width: int = 48) -> str:
 
 
 def peak_bytes(record: Record) -> int:
-    """The largest peak of any phase: of the allocator where there is one, else of the process."""
-    peaks = record["measured"]["peak_bytes"].values()
-    return max((int(p.get("allocator", p["process"])) for p in peaks), default=0)
+    """The largest peak of any phase."""
+    return max(map(_peak, record["measured"]["peak_bytes"].values()), default=0)
+
+
+def _peak(peaks: Mapping[str, int]) -> int:
+    """Of the allocator where there is one, else of the process."""
+    return peaks.get("allocator", peaks["process"])
 
 
 def human_bytes(count: float) -> str:

@@ -38,6 +38,8 @@ def draw(folders: Sequence[RunFolder], file: Path) -> None:
         if not records:
             raise UsageError(f"{folder.path} has no records to draw")
         runs.append((read(folder.recipe_file), records))
+    labels = [f"{recipe.gradient.method}, K = {recipe.gradient.trunc}" for recipe, _ in runs]
+    colours = {label: f"C{i}" for i, label in enumerate(dict.fromkeys(labels))}
     lengths = sorted({recipe.inner.steps for recipe, _ in runs})
     single = len(runs) == 1
     count = 3 if single else len(lengths)
@@ -45,9 +47,9 @@ def draw(folders: Sequence[RunFolder], file: Path) -> None:
         1, count, figsize=(4.6 * count, 3.6), layout="constrained", squeeze=False
     )
     axes = list(grid[0])
-    for recipe, records in runs:
+    for (recipe, records), label in zip(runs, labels, strict=True):
         axis = axes[0 if single else lengths.index(recipe.inner.steps)]
-        _loss(axis, records, f"{recipe.gradient.method}, K = {recipe.gradient.trunc}")
+        _loss(axis, records, label, colours[label])
         axis.set_title(f"{recipe.name}: T = {recipe.inner.steps} training steps")
     for axis in axes[: 1 if single else count]:
         axis.legend(frameon=False)
@@ -64,10 +66,10 @@ def draw(folders: Sequence[RunFolder], file: Path) -> None:
         plt.close(figure)
 
 
-def _loss(axis: Axes, records: Sequence[dict[str, Any]], label: str) -> None:
+def _loss(axis: Axes, records: Sequence[dict[str, Any]], label: str, colour: str) -> None:
     losses = [record["meta_loss"] for record in records]
     values = [math.log10(loss) if loss > 0 else math.nan for loss in losses]
-    axis.plot([record["meta_step"] for record in records], values, label=label)
+    axis.plot([record["meta_step"] for record in records], values, label=label, color=colour)
     axis.set(xlabel="meta step", ylabel="log₁₀ meta loss")
     axis.grid(alpha=0.3)
 
@@ -80,5 +82,5 @@ def _hyperparameters(axis: Axes, records: Sequence[dict[str, Any]], kind: str) -
     axis.set(xlabel="meta step", ylabel=KINDS[kind])
     if kind == "learning_rate":
         axis.set_yscale("log")
-    axis.legend(frameon=False, fontsize="x-small", ncols=2)
+        axis.legend(frameon=False, fontsize="x-small", ncols=2)
     axis.grid(alpha=0.3)

@@ -16,6 +16,24 @@ if TYPE_CHECKING:
     from hyperrbp.tune import Record
 
 
+_OVERVIEW = {
+    "tuning": {
+        "meta loss (log10)": ["Multiline", ["^meta/loss_log10$"]],
+        "learning rate": ["Multiline", ["^learning_rate/"]],
+        "momentum": ["Multiline", ["^momentum/"]],
+    },
+    "gradient": {
+        "norm": ["Multiline", ["^gradient/norm"]],
+        "distance from a steady state, and last residual": [
+            "Multiline",
+            ["^gradient/steady_state_residual$", "^gradient/residual$"],
+        ],
+    },
+    "cost of a meta step": {"seconds by phase": ["Multiline", ["^seconds/"]]},
+}
+"""The Custom Scalars page: all hyperparameters of a kind in one chart."""
+
+
 class TensorBoard:
     """Writes ``events/``: each meta step once, also after a resume."""
 
@@ -32,6 +50,7 @@ class TensorBoard:
         if not earlier:
             text = experiment.recipe.to_yaml()
             self._writer.add_text("recipe", "\n".join(f"    {row}" for row in text.splitlines()))
+            self._writer.add_custom_scalars(_OVERVIEW)
 
     def stepped(self, record: Record, theta: torch.Tensor) -> None:
         """One point on every curve."""

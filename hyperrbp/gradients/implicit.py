@@ -1,0 +1,109 @@
+"""Methods that solve (I − Jᵀ) z = ∂L/∂h at the last state (eq. 8-9): all but the solving."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, ClassVar
+
+from hyperrbp.errors import UsageError
+from hyperrbp.gradients.method import (
+    Averaging,
+    Hypergradient,
+    Method,
+    Phase,
+    Solution,
+    Status,
+    unmetered,
+)
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from hyperrbp.dynamics import Jacobian, Problem
+
+
+class ImplicitMethod(Method):
+    """A solver of (I − Jᵀ) z = ∂L/∂h at the last state (eq. 9): all else is shared.
+
+    The run keeps no graph and no trajectory.
+    """
+
+    estimators: ClassVar[tuple[str, ...]] = ("resampled", "frozen", "mean")
+
+    @abstractmethod
+    def solve(
+        self, jacobian: Jacobian, g: Tensor, trunc: int, generator: torch.Generator
+    ) -> Solution:
+        """z with (I − Jᵀ) z ≈ g, from at most ``trunc`` steps; ``g`` is left as it is."""
+
+    def __call__(
+        self,
+        problem: Problem,
+        theta: Tensor,
+        trunc: int,
+        averaging: Averaging,
+        generator: torch.Generator,
+        phase: Phase = unmetered,
+    ) -> Hypergradient:
+        """Run without a graph, then solve at h_T and multiply by ∂F/∂θ (eq. 8)."""
+        from hyperrbp.dynamics import Sensitivity
+        from hyperrbp.gradients.averaging import estimate, mean_and_standard_error
+
+        estimator = self._estimator(averaging)
+        with phase("inner run"):
+            h = problem.run(theta, 0, problem.steps, problem.initial_state())
+        with phase("meta-gradient"):
+            loss, g = problem.loss_and_gradient(h)
+            everywhere = Sensitivity(problem, h, theta, problem.population())
+            samples = estimate(
+                estimator,
+                averaging,
+                everywhere,
+                problem,
+                theta,
+                h,
+                solve=lambda jacobian: self.solve(jacobian, g, trunc, generator),
+            )
+            gradients, solutions = zip(*samples, strict=True)
+            mean, error = mean_and_standard_error(list(gradients))
+            statuses = [solution.status for solution in solutions]
+            if not mean.isfinite().all():
+                statuses.append(Status.NON_FINITE)
+            return Hypergradient(
+                gradient=mean,
+                standard_error=error,
+                samples=len(gradients),
+                loss=loss,
+                state=h,
+                residuals=[solution.residuals for solution in solutions],
+                status=Status.worst(statuses),
+                products=sum(solution.products for solution in solutions),
+                structurally_zero=everywhere.structurally_zero(generator),
+                steady_state_residual=everywhere.steady_state_residual(),
+            )
+
+    def _estimator(self, averaging: Averaging) -> str:
+        name = averaging.estimator
+        if name == "auto":
+            return self.estimators[0]
+        if name not in self.estimators:
+            raise UsageError(
+                f"{self.name} cannot take the '{name}' estimator; it takes"
+                f" {' or '.join(self.estimators)}"
+                + (", since it needs one fixed Jacobian" if self.fixed_operator else "")
+            )
+        return name
+
+
+def series_status(norms: list[float], tolerance: float) -> Status:
+    """The status of a series or fixed-point iteration, from the norms of its terms.
+
+    Growing means that over the second half of the terms the geometric mean of their growth is
+    above one. ``norms`` are relative to the first term.
+    """
+    if not all(norm < float("inf") for norm in norms):  # NaN compares false
+        return Status.NON_FINITE
+    if norms[-1] <= tolerance:
+        return Status.CONVERGED
+    return Status.GROWING if norms[-1] > norms[len(norms) // 2] else Status.TRUNCATED
