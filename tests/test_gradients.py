@@ -374,6 +374,10 @@ def test_an_unused_parameter_is_structurally_zero(name):
     found = hypergradient(problem, theta, name, trunc=70)
     assert found.structurally_zero.tolist() == [False, False, True, False, False]
     assert found.gradient[2] == 0
+    for size, unfelt in ((1e-18, True), (1e-9, False)):  # next to a state of norm 5 or so
+        problem.B[:, 2] = size
+        found = hypergradient(problem, theta, name, trunc=70)
+        assert bool(found.structurally_zero[2]) is unfelt
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -455,6 +459,29 @@ def test_mean_over_an_epoch_is_the_full_batch():
     )
     torch.testing.assert_close(found.gradient, truth, rtol=1e-10, atol=1e-16)
     assert found.standard_error is None
+
+
+def test_products_over_chunks_are_those_over_the_whole():
+    problem, theta = small_training_run(steps=6)
+    h = problem.run(theta, 0, 6, problem.initial_state())
+    ((_, everything),) = problem.population()
+    one, many = [(1.0, everything)], list(everything.chunks(size=15))
+    assert [len(x) for _, x in many] == [15, 15, 10]
+    u = torch.randn(len(h), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for build, products in (
+        (Sensitivity, ["theta_transposed"]),
+        (MeanLinearization, ["transposed", "forward"]),
+    ):
+        for product in products:
+            whole = getattr(build(problem, h, theta, one), product)(u)
+            summed = getattr(build(problem, h, theta, many), product)(u)
+            torch.testing.assert_close(summed, whole, rtol=1e-11, atol=1e-14)
+    residuals = [
+        Sensitivity(problem, h, theta, chunks).steady_state_residual() for chunks in (one, many)
+    ]
+    assert residuals[0] == pytest.approx(residuals[1], rel=1e-11)
+    moved = (problem.step(h, theta, everything) - h).norm() / h.norm()
+    assert residuals[0] == pytest.approx(float(moved), rel=1e-12)
 
 
 def test_merged_minibatches_have_the_mean_update():
