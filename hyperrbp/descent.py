@@ -12,8 +12,7 @@ from torch import Tensor
 
 from hyperrbp.dynamics import Problem
 from hyperrbp.errors import DivergedError
-from hyperrbp.gradients import Hypergradient, Method, hypergradient
-from hyperrbp.gradients.averaging import Averaging
+from hyperrbp.gradients import Averaging, Hypergradient, Method, hypergradient
 from hyperrbp.gradients.method import Status
 from hyperrbp.meter import PhaseMeter
 

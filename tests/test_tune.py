@@ -190,7 +190,10 @@ def test_a_run_folder_and_its_rerun(tmp_path):
 
 
 def test_the_best_hyperparameters_train_to_the_best_loss(tmp_path):
-    result = tune_recipe(tiny(), tmp_path / "run")
+    result = tune_recipe(tiny(**{"meta.learning_rate": 1.5}), tmp_path / "run")
+    assert 0 < result["best"]["meta_step"] < 5, "the best is neither the first nor the last"
+    assert result["last"]["meta_step"] == 5
+    assert result["last"]["hyperparameters"] != result["hyperparameters"]
     experiment = Experiment(read(tmp_path / "run" / "recipe.yaml"))
     problem = experiment.problem()
     theta = torch.tensor(
@@ -306,6 +309,31 @@ def test_killed_runs_resume_to_the_same_bits(tmp_path):
     assert [event.step for event in events.Scalars("meta/loss")] == list(range(41))
 
 
+class StopsBeforeTheRecord:
+    """Interrupts a run when TensorBoard has a meta step and the records have not."""
+
+    def started(self, experiment, folder, earlier) -> None: ...
+
+    def stopped(self) -> None: ...
+
+    def stepped(self, record, theta) -> None:
+        if record["meta_step"] == 3:
+            raise KeyboardInterrupt
+
+
+def test_tensorboard_shows_each_meta_step_once_after_a_resume(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        tune_recipe(tiny(), tmp_path / "run", observers=[TensorBoard(), StopsBeforeTheRecord()])
+    run = RunFolder(tmp_path / "run")
+    assert len(run.records()) == 3
+    time.sleep(1.1)  # event files are named by the second
+    tune_recipe(tiny(), run.path, resume=True, observers=[TensorBoard()])
+    events = EventAccumulator(str(run.events))
+    events.Reload()
+    for tag in ("meta/loss", "momentum/output.bias"):
+        assert [event.step for event in events.Scalars(tag)] == list(range(6))
+
+
 def test_a_torn_last_record_is_dropped(tmp_path):
     tune_recipe(tiny(), tmp_path / "run")
     run = RunFolder(tmp_path / "run")
@@ -338,16 +366,18 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
             checkpoint.load(file)
 
 
-def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("owner", "call"), [(os, "fsync"), (Path, "replace"), (Path, "open")])
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch, owner, call):
     file = tmp_path / "checkpoint.json"
     checkpoint.save(file, {"n": 1})
 
-    def full(descriptor: int) -> None:
+    def full(*arguments: object, **options: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(owner, call, full)
     with pytest.raises(StorageError, match="No space left"):
         checkpoint.save(file, {"n": 2})
+    monkeypatch.undo()
     assert checkpoint.load(file) == {"n": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.json"]
 
