@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn, TextIO
 
 import typer
 from rich.console import Console
@@ -43,41 +45,92 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-stderr = Console(stderr=True)
 
 
-class _Terminated(BaseException):
-    """SIGTERM."""
+class _Stdout(Console):
+    """Answers."""
+
+    def on_broken_pipe(self) -> None:
+        """Their reader has left: see _faults_to_exit_codes."""
+        raise BrokenPipeError
+
+
+class _Stderr(Console):
+    """Progress and faults; if their reader leaves, the run goes on without them."""
+
+    def on_broken_pipe(self) -> None:
+        """Print to nowhere from now on."""
+        _silence(sys.stderr)
+
+
+stderr = _Stderr(stderr=True)
+
+
+_STOPPED = {
+    signal.SIGINT: "interrupted; go on with --resume",
+    signal.SIGTERM: "terminated; go on with --resume",
+}
+_GRACE = 3.0
+"""Seconds from a signal to the end, come what may: a checkpoint is whole at any time."""
 
 
 @contextmanager
 def _faults_to_exit_codes() -> Iterator[None]:
     """One line on stderr and a documented exit code, for everything that can be foreseen."""
+    received: list[int] = []
+    watchdog: list[threading.Timer] = []
 
-    def terminate(number: int, frame: FrameType | None) -> NoReturn:
-        raise _Terminated
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        if received:
+            _leave(received[0])
+        received.append(number)
+        # What is raised between any two instructions can get lost, or leave a lock behind that
+        # somebody waits for on the way out.
+        watchdog.append(threading.Timer(_GRACE, _leave, [number]))
+        watchdog[0].daemon = True
+        watchdog[0].start()
+        raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, terminate)
+    # A signal that our parent told us to ignore, as nohup does, stays ignored.
+    heeded = [n for n in _STOPPED if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in heeded}
     try:
         yield
-    except HyperrbpError as error:
-        _fail(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        _fail("interrupted; go on with --resume", 130)
-    except _Terminated:
-        _fail("terminated; go on with --resume", 143)
-    except MemoryError:
-        _fail(_OUT_OF_MEMORY, MemoryExhaustedError.exit_code)
-    except BrokenPipeError:
-        # Whoever read our output has left; nothing is wrong with the run.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(0) from None
-    except RuntimeError as error:
-        if not _is_out_of_memory(error):
-            raise
-        _fail(_OUT_OF_MEMORY, MemoryExhaustedError.exit_code)
+        sys.stdout.flush()
+    except BaseException as error:
+        if received or isinstance(error, KeyboardInterrupt):
+            # Whatever it has become on its way here.
+            number = received[0] if received else signal.SIGINT
+            _fail(_STOPPED[signal.Signals(number)], 128 + number)
+        if isinstance(error, HyperrbpError):
+            _fail(str(error), error.exit_code)
+        if isinstance(error, MemoryError) or _is_out_of_memory(error):
+            _fail(_OUT_OF_MEMORY, MemoryExhaustedError.exit_code)
+        if isinstance(error, OSError):
+            # Nothing is wrong if whoever read our answer has left.
+            _silence(sys.stdout)
+            if isinstance(error, BrokenPipeError):
+                raise typer.Exit(0) from None
+            name = error.filename or "output"
+            _fail(f"{name}: {error.strerror or error}", StorageError.exit_code)
+        raise
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for timer in watchdog:
+            timer.cancel()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _leave(number: int) -> NoReturn:
+    """End at once."""
+    os.write(2, f"hyperrbp: {_STOPPED[signal.Signals(number)]}\n".encode())
+    os._exit(128 + number)
+
+
+def _silence(stream: TextIO) -> None:
+    """What is printed goes nowhere, and so does what is buffered: flushing it fails no more."""
+    if stream in (sys.__stdout__, sys.__stderr__):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 _OUT_OF_MEMORY = (
@@ -86,21 +139,27 @@ _OUT_OF_MEMORY = (
 )
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
+def _is_out_of_memory(error: BaseException) -> bool:
     return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+
+
+def _say(line: str, style: str | None = None) -> None:
+    try:
+        stderr.print(line, style=style, highlight=False, markup=False, soft_wrap=True)
+    except OSError:  # a full disk, again: the exit code has to say it
+        _silence(sys.stderr)
 
 
 def _fail(message: str, code: int) -> NoReturn:
     for line in message.splitlines():
-        stderr.print(
-            f"hyperrbp: {line}", style="red", highlight=False, markup=False, soft_wrap=True
-        )
+        _say(f"hyperrbp: {line}", style="red")
     raise typer.Exit(code) from None
 
 
 RecipeArgument = Annotated[
     str,
     typer.Argument(
+        metavar="RECIPE",
         help="A recipe file, a run folder, or the name of a built-in recipe (hyperrbp ls).",
         show_default=False,
     ),
@@ -241,7 +300,7 @@ def _tune(
     if as_json:
         print(json.dumps(result))
     elif not quiet:
-        Console().print(answer(result))
+        _Stdout().print(answer(result))
 
 
 def _dry_run(recipe: Recipe, data_root: Path | None, as_json: bool) -> None:
@@ -282,7 +341,7 @@ def _read(file: Path, settings: Sequence[str] | None, overrides: Sequence[Overri
         key, equals, text = setting.partition("=")
         if not equals or not key:
             raise RecipeError([Fault("--set", None, setting, "expected key=value")])
-        parsed.append(("--set", key, scalar(text)))
+        parsed.append(("--set", key, scalar(text, key)))
     return read(file, [*parsed, *overrides])
 
 
@@ -309,7 +368,7 @@ def show(
             from hyperrbp.report.figures import draw
 
             draw(folders, figure)
-            stderr.print(f"wrote {figure}", highlight=False)
+            _say(f"wrote {figure}")
             return
         results = [folder.result() for folder in folders]
         if as_json:
@@ -318,7 +377,7 @@ def show(
         from hyperrbp.report.console import answer
 
         for result in results:
-            Console().print(answer(result))
+            _Stdout().print(answer(result))
 
 
 @app.command(rich_help_panel="Recipes")
@@ -326,16 +385,17 @@ def ls(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON on stdout.")] = False,
 ) -> None:
     """List the built-in recipes."""
-    rows = {name: cookbook.summary(cookbook.find(name)) for name in cookbook.names()}
-    if as_json:
-        print(json.dumps(rows))
-        return
-    from rich.table import Table
+    with _faults_to_exit_codes():
+        rows = {name: cookbook.summary(cookbook.built_in(name)) for name in cookbook.names()}
+        if as_json:
+            print(json.dumps(rows))
+            return
+        from rich.table import Table
 
-    table = Table.grid(padding=(0, 2))
-    for name, text in rows.items():
-        table.add_row(f"[bold]{name}[/]", text)
-    Console().print(table)
+        table = Table.grid(padding=(0, 2))
+        for name, text in rows.items():
+            table.add_row(f"[bold]{name}[/]", text)
+        _Stdout().print(table)
 
 
 @app.command(rich_help_panel="Recipes")
@@ -366,14 +426,16 @@ def cp(
             raise UsageError(f"{target} exists already; name another file") from None
         except OSError as error:
             raise StorageError(f"{target}: {error.strerror or error}") from None
-        stderr.print(f"wrote {target}; run it with: hyperrbp tune {target}", highlight=False)
+        _say(f"wrote {target}; run it with: hyperrbp tune {target}")
 
 
 def _text(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{file}: {error}") from None
+    except OSError as error:
+        raise UsageError(f"{file}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{file}: not a text file in UTF-8") from None
 
 
 @app.command(rich_help_panel="Recipes")
@@ -387,7 +449,10 @@ def validate(
     """Check a recipe without touching data or device, and print it with every key spelt out."""
     with _faults_to_exit_codes():
         resolved = _read(cookbook.find(recipe), settings)
-        print(json.dumps(resolved.model_dump()) if as_json else resolved.to_yaml(), end="")
+        if as_json:
+            print(json.dumps(resolved.model_dump()))
+        else:
+            print(resolved.to_yaml(), end="")
 
 
 def _version(wanted: bool) -> None:
@@ -410,4 +475,8 @@ def _root(
 
 def main() -> None:
     """The entry point of the ``hyperrbp`` command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # An old locale cannot encode "→" or "×"; that is no reason to lose an answer.
+            stream.reconfigure(errors="backslashreplace")
     app()

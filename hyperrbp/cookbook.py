@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
 
 from hyperrbp.errors import UsageError
@@ -21,6 +22,11 @@ def names() -> list[str]:
     return sorted(path.stem for path in folder().glob("*.yaml"))
 
 
+def built_in(name: str) -> Path:
+    """The file of a built-in recipe."""
+    return folder() / f"{name}.yaml"
+
+
 def find(recipe: str) -> Path:
     """The file of a recipe given as a path, a run folder, or a built-in name.
 
@@ -28,16 +34,22 @@ def find(recipe: str) -> Path:
         UsageError: if there is no such recipe, with the nearest name.
     """
     path = Path(recipe)
-    if path.is_dir() and (path / "recipe.yaml").is_file():
-        return path / "recipe.yaml"
-    if path.is_file():
-        return path
+    try:
+        if path.is_dir() and (path / "recipe.yaml").is_file():
+            return path / "recipe.yaml"
+        if path.is_file():
+            return path
+        is_folder = path.is_dir()
+    except OSError as error:
+        raise UsageError(f"recipe '{recipe}': {error.strerror or error}") from None
     if recipe in names():
-        return folder() / f"{recipe}.yaml"
-    if path.suffix or "/" in recipe:
-        raise UsageError(f"{recipe}: no such recipe file")
-    near = difflib.get_close_matches(recipe, names(), n=1)
+        return built_in(recipe)
+    if is_folder:
+        raise UsageError(f"{recipe}: a folder, but not of a run: it has no recipe.yaml")
+    near = difflib.get_close_matches(path.stem, names(), n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
+    if path.suffix or "/" in recipe:
+        raise UsageError(f"{recipe}: no such recipe file{hint}")
     raise UsageError(
         f"unknown recipe '{recipe}': neither a file nor one of {', '.join(names())}{hint}"
     )
@@ -52,4 +64,4 @@ def summary(path: Path) -> str:
             break
         if text:
             lines.append(text)
-    return " ".join(lines).split(". ")[0].removesuffix(".")
+    return re.split(r"\. (?=[A-Z])", " ".join(lines))[0].removesuffix(".")

@@ -39,9 +39,9 @@ class Source:
 def data_root(given: Path | None = None) -> Path:
     """Where data sets live: the argument, else ``HYPERRBP_DATA``, else the user's cache folder."""
     if given is not None:
-        return given
+        return given.expanduser()
     if named := os.environ.get("HYPERRBP_DATA"):
-        return Path(named)
+        return Path(named).expanduser()
     import platformdirs
 
     return Path(platformdirs.user_cache_dir("hyperrbp"))
@@ -56,7 +56,9 @@ def load(name: str, root: Path, *, download: bool = False) -> DataSet:
     source = SOURCES[name]
     data = source.load(root, download)
     for part in (data.train, data.heldout):
-        if part.inputs.shape != (len(part.targets), source.features) or len(part) == 0:
+        if len(part) == 0:
+            raise DataError(f"data set '{name}' in {root}: no examples")
+        if part.inputs.shape != (len(part.targets), source.features):
             raise DataError(
                 f"data set '{name}' in {root}: {tuple(part.inputs.shape)} inputs for"
                 f" {len(part.targets)} labels; expected {source.features} features"
@@ -89,25 +91,36 @@ def _torchvision(class_name: str) -> Callable[[Path, bool], DataSet]:
         from hyperrbp.problems.training import Batch
 
         folder = root / class_name / "raw"
+        kind = getattr(datasets, class_name)
+        files = [folder / archive.removesuffix(".gz") for archive, _ in kind.resources]
+        missing = [file.name for file in files if not file.is_file()]
+        if missing and not download:
+            raise DataError(
+                f"{class_name} not found: {folder} lacks {', '.join(missing)}; name the folder that"
+                f" {class_name} lies in with --data-root or HYPERRBP_DATA, or let it be downloaded"
+                " with --set data.download=true"
+            )
 
         def part(train: bool) -> Batch:
+            what = "training part" if train else "held-out part"
             try:
-                read = getattr(datasets, class_name)(str(root), train=train, download=download)
-            except (RuntimeError, ValueError, AssertionError, EOFError, OSError) as error:
-                reason = str(error).split("\n")[0]
-                if not folder.is_dir() and not download:
-                    raise DataError(
-                        f"{class_name} not found in {folder}; name its folder with --data-root or"
-                        " HYPERRBP_DATA, or let it be downloaded with --set data.download=true"
-                    ) from None
-                raise DataError(f"{class_name} in {folder} cannot be read: {reason}") from error
-            inputs = read.data.reshape(len(read.data), -1).to(torch.float32) / 255
-            targets = read.targets.to(torch.int64)
-            if len(inputs) != len(targets):
+                read = kind(str(root), train=train, download=download)
+                images, targets = read.data, read.targets.to(torch.int64)
+            except MemoryError:
+                raise
+            except Exception as error:  # bytes that are not an idx file fail in any way at all
+                here = all(file.is_file() for file in files)
+                done = "read from" if here else "downloaded into"
+                reason = " ".join(str(error).split()) or "it is damaged"
                 raise DataError(
-                    f"{class_name} in {folder}: {len(inputs)} images for {len(targets)} labels"
+                    f"the {what} of {class_name} cannot be {done} {folder}: {reason}"
+                ) from error
+            if len(images) != len(targets):
+                raise DataError(
+                    f"the {what} of {class_name} in {folder} has {len(images)} images for"
+                    f" {len(targets)} labels"
                 )
-            return Batch(inputs, targets)
+            return Batch(images.flatten(1).to(torch.float32) / 255, targets)
 
         return DataSet(part(train=True), part(train=False))
 

@@ -8,22 +8,25 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
+from hyperrbp import strict_yaml
 from hyperrbp.data import SOURCES
 from hyperrbp.errors import Fault, RecipeError
-from hyperrbp.gradients import METHODS, method_class
+from hyperrbp.gradients import METHODS, Averaging, method_class
+from hyperrbp.gradients.implicit import ImplicitMethod
 from hyperrbp.models import MODELS
+from hyperrbp.strict_yaml import KeyPath, dotted, shown
 
-Path_ = tuple[str | int, ...]
-"""Where a value stands in a recipe, as keys from the top."""
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 
 class Section(BaseModel):
@@ -132,7 +135,7 @@ class RecordSection(Section):
 class Recipe(Section):
     """A tuning run from its data to its last meta step."""
 
-    name: str = Field("recipe", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    name: str = Field("recipe", pattern=_NAME)
     seed: int = Field(1234, ge=0, lt=2**63, description="of everything random")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda if there is one")
     dtype: Literal["float32", "float64"] = Field("float32", description="float32 | float64")
@@ -148,7 +151,7 @@ class Recipe(Section):
 
     def to_yaml(self) -> str:
         """The whole recipe, every key spelt out, as YAML that reads back to the same recipe."""
-        return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
+        return strict_yaml.dump(self.model_dump())
 
 
 Override = tuple[str, str, Any]
@@ -174,23 +177,20 @@ def parse(
     text: str, *, source: str = "recipe", name: str = "recipe", overrides: Sequence[Override] = ()
 ) -> Recipe:
     """The recipe in a text; see :func:`read`. ``name`` is used where the text names none."""
-    content, lines = _load_yaml(text, source)
-    origins: dict[Path_, str] = {}
+    content, lines = _mapping(text, source)
+    origins: dict[KeyPath, str] = {}
     for origin, key, value in overrides:
-        _override(content, origin, key, value)
-        origins[tuple(key.split("."))] = origin
-    content.setdefault(
-        "name", name if re.match(r"^[A-Za-z0-9][A-Za-z0-9._-]*$", name) else "recipe"
-    )
+        _override(content, lines, origins, origin, key, value)
+    content.setdefault("name", name if re.fullmatch(_NAME, name) else "recipe")
 
-    def fault(at: Path_, message: str) -> Fault:
-        key = ".".join(map(str, at))
+    def fault(at: KeyPath, message: str) -> Fault:
         for end in range(len(at), 0, -1):
             if at[:end] in origins:
-                return Fault(origins[at[:end]], None, key, message)
+                return Fault(origins[at[:end]], None, dotted(at), message)
             if at[:end] in lines:
-                return Fault(source, lines[at[:end]], key, message)
-        return Fault(source, None, key, message)
+                default = "" if end == len(at) else ", the default"
+                return Fault(source, lines[at[:end]], dotted(at), message + default)
+        return Fault(source, None, dotted(at), message + ", the default")
 
     try:
         recipe = Recipe.model_validate(content)
@@ -203,9 +203,33 @@ def parse(
     return recipe
 
 
-def contradictions(recipe: Recipe) -> Iterator[tuple[Path_, str]]:
+def scalar(text: str, key: str = "") -> Any:
+    """A value typed on the command line for a key, read as a recipe would read it.
+
+    Raises:
+        RecipeError: if it is not YAML, or more of YAML than a recipe takes.
+    """
+    try:
+        return strict_yaml.load(text, "--set", (key,) if key else ())[0]
+    except RecipeError as error:
+        faults = [Fault(f.source, None, f.key or key, f.message) for f in error.faults]
+        raise RecipeError(faults) from None
+
+
+def _mapping(text: str, source: str) -> tuple[dict[str, Any], dict[KeyPath, int]]:
+    """The content of a recipe, and the line of every key; an empty one is a recipe too."""
+    content, lines = strict_yaml.load(text, source)
+    if content is None:
+        return {}, lines
+    if not isinstance(content, dict):
+        expected = f"expected a mapping of {', '.join(Recipe.model_fields)}"
+        raise RecipeError([Fault(source, 1, "", f"{expected}, got {shown(content)}")])
+    return content, lines
+
+
+def contradictions(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
     """What no single key shows to be wrong: (key, what was expected)."""
-    data, inner, gradient, meta = recipe.data, recipe.inner, recipe.gradient, recipe.meta
+    data, gradient, meta = recipe.data, recipe.gradient, recipe.meta
     if data.name not in SOURCES:
         yield ("data", "name"), _not_one_of(data.name, SOURCES)
     else:
@@ -226,7 +250,7 @@ def contradictions(recipe: Recipe) -> Iterator[tuple[Path_, str]]:
     if meta.loss == "validation" and data.validation_examples == 0:
         yield (
             ("data", "validation_examples"),
-            "expected at least 1, since meta.loss is 'validation'",
+            "meta.loss is 'validation'; expected at least 1, got 0",
         )
     for i, step in enumerate(recipe.record.inner_curves):
         if not -1 <= step <= meta.steps:
@@ -234,10 +258,9 @@ def contradictions(recipe: Recipe) -> Iterator[tuple[Path_, str]]:
                 ("record", "inner_curves", i),
                 f"expected a meta step from 0 to {meta.steps} (or -1), got {step}",
             )
-    del inner
 
 
-def _sizes(recipe: Recipe) -> Iterator[tuple[Path_, str]]:
+def _sizes(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
     data = recipe.data
     known = SOURCES[data.name].train_examples
     if data.train_examples is not None and data.train_examples > known:
@@ -261,232 +284,173 @@ def _sizes(recipe: Recipe) -> Iterator[tuple[Path_, str]]:
         )
 
 
-def _gradient(recipe: Recipe) -> Iterator[tuple[Path_, str]]:
-    gradient, averaging, steps = recipe.gradient, recipe.gradient.averaging, recipe.inner.steps
-    method = method_class(gradient.method)
-    implicit = "resampled" in method.estimators or method.fixed_operator
-    if implicit and averaging.estimator not in ("auto", *method.estimators):
+def _gradient(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
+    gradient, steps = recipe.gradient, recipe.inner.steps
+    method, section = method_class(gradient.method), gradient.averaging
+    averaging = Averaging(section.estimator, section.minibatches, section.series)
+    # An estimator says how an implicit method averages; the others have their own way.
+    if issubclass(method, ImplicitMethod) and section.estimator not in ("auto", *method.estimators):
+        why = " needs one fixed Jacobian and" if method.fixed_operator else ""
         yield (
             ("gradient", "averaging", "estimator"),
-            f"{gradient.method} needs one fixed Jacobian and cannot take '{averaging.estimator}';"
+            f"{gradient.method}{why} cannot take '{section.estimator}';"
             f" expected auto or {' or '.join(method.estimators)}",
         )
-    if implicit and averaging.minibatches > steps:
+    needed = method().steps_needed(gradient.trunc, averaging)
+    if needed > steps:
+        # The truncation is to blame if a shorter one would do, the averaging otherwise.
+        blamed = "trunc"
+        got = gradient.trunc
+        if method().steps_needed(1, averaging) > steps:
+            blamed, got = "averaging.minibatches", section.minibatches
         yield (
-            ("gradient", "averaging", "minibatches"),
-            f"expected at most the {steps} steps of inner.steps, got {averaging.minibatches}",
-        )
-    window = gradient.trunc + averaging.minibatches - 1
-    if gradient.method == "tbptt" and window > steps:
-        key: Path_ = ("gradient", "trunc")
-        most = steps - averaging.minibatches + 1
-        if most < 1:
-            key, most = ("gradient", "averaging", "minibatches"), steps - gradient.trunc + 1
-        got = gradient.trunc if key[-1] == "trunc" else averaging.minibatches
-        yield (
-            key,
-            f"tbptt differentiates trunc {gradient.trunc} steps before each of"
-            f" {averaging.minibatches} end points, {window} in all, of the {steps} of inner.steps;"
-            f" expected at most {max(most, 1)}, got {got}",
+            ("gradient", *blamed.split(".")),
+            f"{gradient.method} with trunc {gradient.trunc} over {section.minibatches} minibatches"
+            f" needs {needed} training steps, more than the {steps} of inner.steps; expected at"
+            f" most {max(1, got - (needed - steps))}, got {got}",
         )
 
 
-def _options(target: Any, options: Mapping[str, Any], at: Path_) -> Iterator[tuple[Path_, str]]:
+def _options(target: Any, options: Mapping[str, Any], at: KeyPath) -> Iterator[tuple[KeyPath, str]]:
     """What is wrong with the options of a registered dataclass."""
-    adapter = TypeAdapter(target)
+    finite = True
+    for inside, value in _leaves(options):
+        if isinstance(value, float) and not math.isfinite(value):
+            finite = False
+            yield (*at, *inside), f"expected a finite number, got {shown(value)}"
+    if not finite:
+        return
     try:
         # As JSON, since a strict dataclass takes a mapping from nowhere else.
-        adapter.validate_json(json.dumps(options, default=str))
+        TypeAdapter(target).validate_json(json.dumps(options))
     except ValidationError as error:
         for problem in error.errors():
-            inside, message = _explain(problem, known=list(target.__dataclass_fields__))
+            inside, message = _explain(problem, known=[field.name for field in fields(target)])
             yield (*at, *inside), message
+
+
+def _leaves(value: Any) -> Iterator[tuple[KeyPath, Any]]:
+    if isinstance(value, dict | list):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            for inside, leaf in _leaves(item):
+                yield (key, *inside), leaf
+    else:
+        yield (), value
 
 
 # --- words ---------------------------------------------------------------------------------------
 
 
-def _explain(error: ErrorDetails, known: list[str] | None = None) -> tuple[Path_, str]:
+def _explain(error: ErrorDetails, known: list[str] | None = None) -> tuple[KeyPath, str]:
+    """Where an error of pydantic stands, and what it says in plain words."""
     at, kind, got = tuple(error["loc"]), error["type"], error["input"]
+    context = error.get("ctx", {})
     if kind in ("extra_forbidden", "unexpected_keyword_argument"):
-        keys = known if known is not None else _keys(at[:-1])
-        near = difflib.get_close_matches(str(at[-1]), keys, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(keys)}"
-        return at, f"unknown key; {hint}"
+        return at, f"unknown key; {_nearest(at, known)}"
     if kind == "literal_error":
-        choices = re.findall(r"'([^']*)'", error.get("ctx", {}).get("expected", ""))
-        return at, _not_one_of(got, choices)
-    expected = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    for long, short in _SHORTER.items():
-        expected = expected.replace(long, short)
-    if kind == "string_pattern_mismatch":
-        expected = "letters, digits, '.', '_' and '-', at most 64"
-    return at, f"expected {expected}, got {_shown(got)}"
+        return at, _not_one_of(got, re.findall(r"'([^']*)'", context["expected"]))
+    if kind == "value_error":
+        return at, f"{context['error']}, got {shown(got)}"
+    if kind == "model_type":
+        expected = f"a mapping of {', '.join(_keys(at))}"
+    elif kind in _EXPECTED:
+        bounds = {k: f"{v:g}" if isinstance(v, float) else v for k, v in context.items()}
+        expected = _EXPECTED[kind].format(**bounds)
+    else:
+        expected = error["msg"]
+    return at, f"expected {expected}, got {shown(got)}"
 
 
-_SHORTER = {
-    "a valid integer": "a whole number",
-    "a valid number": "a number",
-    "a valid boolean": "true or false",
-    "a valid string": "text",
-    "a valid list": "a list",
-    "a valid dictionary or instance of": "a mapping for",
-    "a valid dictionary": "a mapping",
-    "greater than or equal to": "at least",
-    "less than or equal to": "at most",
-    "greater than": "a number above",
-    "less than": "a number below",
-    "a finite number": "a finite number",
+_EXPECTED = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "int_parsing_size": "a smaller number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "list_type": "a list",
+    "dict_type": "a mapping",
+    "greater_than": "a number above {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "a number below {lt}",
+    "less_than_equal": "at most {le}",
+    "string_pattern_mismatch": "letters, digits, '.', '_' and '-', a letter or digit first,"
+    " at most 64",
 }
 
 
-def _keys(at: Path_) -> list[str]:
-    section: type[BaseModel] = Recipe
+def _nearest(at: KeyPath, known: list[str] | None) -> str:
+    """What someone who wrote an unknown key may have meant."""
+    *section, key = map(str, at)
+    here = known if known is not None else _keys(at[:-1])
+    if known is None:
+        everywhere = list(_all_keys(Recipe))
+        if dotted((*section, key)) in everywhere:
+            parent, _, leaf = key.rpartition(".")
+            return f"in a recipe, write {leaf} inside {parent}"
+        if meant := [path for path in everywhere if path.split(".")[-1] == key]:
+            places = [path if "." in path else f"{path} at the top level" for path in meant]
+            return f"did you mean {' or '.join(places)}?"
+    if near := difflib.get_close_matches(key, here, n=1, cutoff=0.5):
+        return f"did you mean {near[0]}?"
+    return f"expected one of {', '.join(here)}" if here else "there are no options here"
+
+
+def _keys(at: KeyPath) -> list[str]:
+    """The keys of a section."""
+    section: type[BaseModel] | None = Recipe
     for key in at:
-        annotation = section.model_fields[str(key)].annotation
-        options = get_args(annotation) if get_origin(annotation) is not None else (annotation,)
-        section = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
+        assert section is not None
+        section = _section(section, str(key))
+    assert section is not None
     return list(section.model_fields)
+
+
+def _all_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for key in section.model_fields:
+        yield prefix + key
+        if inner := _section(section, key):
+            yield from _all_keys(inner, f"{prefix}{key}.")
+
+
+def _section(parent: type[BaseModel], key: str) -> type[BaseModel] | None:
+    """The section under a key, also where it may be null; None if there is a plain value."""
+    annotation = parent.model_fields[key].annotation
+    options = get_args(annotation) if get_origin(annotation) is not None else (annotation,)
+    sections = (o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
+    return next(sections, None)
 
 
 def _not_one_of(got: Any, choices: Mapping[str, Any] | Sequence[str]) -> str:
     near = difflib.get_close_matches(str(got), list(choices), n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]}?" if near else ""
-    return f"expected one of {', '.join(choices)}, got {_shown(got)}{hint}"
+    return f"expected one of {', '.join(choices)}, got {shown(got)}{hint}"
 
 
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "…"
-
-
-# --- YAML ----------------------------------------------------------------------------------------
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML with the numbers of a scientist: 1e-3, .5 and 1E5 are numbers, 010 is ten, yes is text.
-
-    (YAML 1.1, which PyYAML reads otherwise, takes the first for text, the second to last for eight
-    and the last for true.)
-    """
-
-    yaml_implicit_resolvers = {}  # noqa: RUF012  # PyYAML's own way: a registry a class
-
-
-def _plain_int(loader: _Loader, node: yaml.ScalarNode) -> int:
-    return int(node.value.replace("_", ""))
-
-
-def _plain_float(loader: _Loader, node: yaml.ScalarNode) -> float:
-    return float(node.value.replace("_", "").lower().replace(".inf", "inf").replace(".nan", "nan"))
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:null", re.compile(r"^(?:~|null|Null|NULL|)$"), None
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), None
-)
-_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9][0-9_]*$"), None)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?"
-        r"|[0-9][0-9_]*[eE][-+]?[0-9]+|\.(?:inf|Inf|INF))$|^\.(?:nan|NaN|NAN)$"
-    ),
-    None,
-)
-_Loader.add_constructor("tag:yaml.org,2002:int", _plain_int)
-_Loader.add_constructor("tag:yaml.org,2002:float", _plain_float)
-
-
-def scalar(text: str) -> Any:
-    """A value typed on the command line, read as a recipe would read it.
-
-    Raises:
-        RecipeError: if it is not YAML.
-    """
-    try:
-        return yaml.load(text, _Loader)  # a SafeLoader
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise RecipeError([Fault("--set", None, text, _first_line(error))]) from None
-
-
-def _load_yaml(text: str, source: str) -> tuple[dict[str, Any], dict[Path_, int]]:
-    """The content of a recipe, and the line of every key."""
-    lines: dict[Path_, int] = {}
-    try:
-        loader = _Loader(text)
-        node = loader.get_single_node()
-        if node is None:
-            return {}, lines
-        faults = list(_survey(node, (), lines, set(), source))
-        if faults:
-            raise RecipeError(faults)
-        content = loader.construct_document(node)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else None
-        message = f"not valid YAML: {error.problem or error}"
-        raise RecipeError([Fault(source, line, "", message)]) from None
-    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
-        message = f"not valid YAML: {_first_line(error)}"
-        raise RecipeError([Fault(source, None, "", message)]) from None
-    if not isinstance(content, dict):
-        expected = f"expected a mapping of {', '.join(Recipe.model_fields)}"
-        raise RecipeError([Fault(source, 1, "", expected)])
-    return content, lines
-
-
-def _survey(
-    node: yaml.Node, at: Path_, lines: dict[Path_, int], seen: set[int], source: str
-) -> Iterator[Fault]:
-    """Notes the line of every key; finds duplicate keys, aliases and keys that are not text."""
-    line = node.start_mark.line + 1
-    if isinstance(node, yaml.ScalarNode):
-        return
-    if id(node) in seen:
-        yield Fault(source, line, ".".join(map(str, at)), "anchors and aliases are not supported")
-        return
-    seen.add(id(node))
-    if isinstance(node, yaml.SequenceNode):
-        for i, item in enumerate(node.value):
-            lines[(*at, i)] = item.start_mark.line + 1
-            yield from _survey(item, (*at, i), lines, seen, source)
-    elif isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            line = key.start_mark.line + 1
-            if not isinstance(key, yaml.ScalarNode) or key.tag != "tag:yaml.org,2002:str":
-                name = getattr(key, "value", key)
-                yield Fault(
-                    source, line, ".".join(map(str, at)), f"a key is text, not {_shown(name)}"
-                )
-                continue
-            here = (*at, key.value)
-            if here in lines:
-                yield Fault(
-                    source,
-                    line,
-                    ".".join(map(str, here)),
-                    f"duplicate key, first on line {lines[here]}",
-                )
-            lines.setdefault(here, line)
-            yield from _survey(value, here, lines, seen, source)
-
-
-def _override(content: dict[str, Any], origin: str, key: str, value: Any) -> None:
-    *sections, last = key.split(".")
+def _override(
+    content: dict[str, Any],
+    lines: dict[KeyPath, int],
+    origins: dict[KeyPath, str],
+    origin: str,
+    key: str,
+    value: Any,
+) -> None:
+    """Puts a value where a dotted key says; from then on it stems from there, not from the file."""
+    path: KeyPath = tuple(key.split("."))
+    if not all(path):
+        raise RecipeError([Fault(origin, None, key, "expected a dotted key, as in inner.steps")])
     place = content
-    for section in sections:
-        inner = place.get(section)
-        if inner is None:
-            inner = place[section] = {}
-        if not isinstance(inner, dict):
-            raise RecipeError([Fault(origin, None, key, f"'{section}' is not a section")])
-        place = inner
-    if not last:
-        raise RecipeError([Fault(origin, None, key, "expected key=value")])
-    place[last] = value
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+    for depth in range(1, len(path)):
+        here = path[:depth]
+        if place.get(str(here[-1])) is None:
+            place[str(here[-1])] = {}
+            if here not in lines:
+                origins[here] = origin
+        place = place[str(here[-1])]
+        if not isinstance(place, dict):
+            raise RecipeError([Fault(origin, None, key, f"{dotted(here)} is not a section")])
+    place[str(path[-1])] = value
+    origins[path] = origin
+    for replaced in [at for at in lines if at[: len(path)] == path]:
+        del lines[replaced]
