@@ -70,7 +70,7 @@ _STOPPED = {
     signal.SIGINT: "interrupted; go on with --resume",
     signal.SIGTERM: "terminated; go on with --resume",
 }
-_GRACE = 3.0
+_GRACE = 2.0
 """Seconds from a signal to the end, come what may: a checkpoint is whole at any time."""
 
 
