@@ -36,6 +36,11 @@ def write_atomically(path: Path, text: str) -> None:
         raise StorageError(f"{path} could not be written: {error.strerror or error}") from error
 
 
+def leftovers(folder: Path) -> list[Path]:
+    """Temporary files of writers that were killed."""
+    return list(folder.glob(".*.tmp"))
+
+
 def save(path: Path, content: dict[str, Any]) -> None:
     """Write a checkpoint: JSON with a digest. Floats survive to the bit."""
     body = json.dumps(content, allow_nan=False)

@@ -50,16 +50,18 @@ class RunFolder:
         """
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"--out {self.path}: not a folder")
-        if self.path.is_dir() and any(self.path.iterdir()):
+        if self.path.is_dir() and set(self.path.iterdir()) - set(checkpoint.leftovers(self.path)):
             raise UsageError(
                 f"--out {self.path}: the folder is not empty; choose another, or go on with the run"
                 " in it with --resume"
             )
 
     def create(self, recipe: Recipe) -> None:
-        """Make the folder and write the recipe into it."""
+        """Make the folder and write the recipe into it; sweep up what a killed run left."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            for leftover in checkpoint.leftovers(self.path):
+                leftover.unlink()
         except OSError as error:
             raise StorageError(f"{self.path}: {error.strerror or error}") from error
         checkpoint.write_atomically(self.recipe_file, recipe.to_yaml())

@@ -102,6 +102,8 @@ def tune_recipe(
 
 
 def _restored(folder: RunFolder, experiment: Experiment) -> MetaState:
+    if not folder.checkpoint_file.exists() and not folder.records():
+        return MetaState(experiment.theta)  # it was killed before it had begun
     try:
         content = checkpoint.load(folder.checkpoint_file)
         state = MetaState.from_json(content, like=experiment.theta)

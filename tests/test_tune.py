@@ -260,6 +260,21 @@ def test_folders_with_something_in_them_are_refused(tmp_path):
         tune_recipe(tiny(), tmp_path / "run", resume=True)
 
 
+def test_a_run_killed_before_its_first_checkpoint_starts_anew(tmp_path):
+    tune_recipe(tiny(), tmp_path / "whole")
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    (folder.path / ".recipe.yaml.123.tmp").write_text("half a")
+    folder.check_new()  # nothing of worth is in there
+    folder.create(Experiment(tiny()).recipe)
+    assert [p.name for p in folder.path.iterdir()] == ["recipe.yaml"]
+    tune_recipe(tiny(), folder.path, resume=True)
+    assert outcome(folder.path) == outcome(tmp_path / "whole")
+    folder.checkpoint_file.unlink()  # but one that has records had a checkpoint
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        tune_recipe(tiny(), folder.path, resume=True)
+
+
 def test_only_more_meta_steps_may_change_on_resume(tmp_path):
     tune_recipe(tiny(**{"meta.steps": 2}), tmp_path / "run")
     with pytest.raises(CheckpointError, match=r"gradient\.trunc: 4 → 5.*only meta\.steps"):
