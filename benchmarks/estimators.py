@@ -72,7 +72,7 @@ def timed(experiment: Experiment, repeats: int, **arguments: Any) -> tuple[Hyper
             if self.name == "meta-gradient":
                 seconds.append(time.perf_counter() - self.start)
 
-    for _ in range(repeats):
+    for _ in range(max(1, repeats)):
         found = hypergradient(
             experiment.problem(),
             experiment.theta,
@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--steps", default="100,500,1000")
     parser.add_argument("--trunc", default="10,50,100")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=3, help="0: leave the seconds out")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -131,9 +131,9 @@ def main() -> None:
                     *agreement(found.gradient, exact),
                     *agreement(found.gradient[:8], exact[:8]),
                     *agreement(found.gradient[8:], exact[8:]),
-                    seconds,
                 ]
-                values = [*key, *(f"{v:.4g}" for v in numbers), found.products]
+                values = [*key, *(f"{v:.4g}" for v in numbers)]
+                values += [f"{seconds:.3g}" if arguments.repeats else "", found.products]
                 values += ["" if found.residual is None else f"{found.residual:.3g}", found.status]
                 rows.append({k: str(v) for k, v in zip(FIELDS, values, strict=True)})
                 print(*values, flush=True)

@@ -63,7 +63,8 @@ class _Stderr(Console):
         _silence(sys.stderr)
 
 
-stderr = _Stderr(stderr=True)
+# No markup: a path may have brackets in it.
+stderr = _Stderr(stderr=True, markup=False)
 
 
 _STOPPED = {
@@ -145,7 +146,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 def _say(line: str, style: str | None = None) -> None:
     try:
-        stderr.print(line, style=style, highlight=False, markup=False, soft_wrap=True)
+        stderr.print(line, style=style, highlight=False, soft_wrap=True)
     except OSError:  # a full disk, again: the exit code has to say it
         _silence(sys.stderr)
 
@@ -300,7 +301,7 @@ def _tune(
     if as_json:
         print(json.dumps(result))
     elif not quiet:
-        _Stdout().print(answer(result))
+        _Stdout(markup=False).print(answer(result))
 
 
 def _dry_run(recipe: Recipe, data_root: Path | None, as_json: bool) -> None:
@@ -377,7 +378,7 @@ def show(
         from hyperrbp.report.console import answer
 
         for result in results:
-            _Stdout().print(answer(result))
+            _Stdout(markup=False).print(answer(result))
 
 
 @app.command(rich_help_panel="Recipes")
@@ -391,11 +392,12 @@ def ls(
             print(json.dumps(rows))
             return
         from rich.table import Table
+        from rich.text import Text
 
         table = Table.grid(padding=(0, 2))
         for name, text in rows.items():
-            table.add_row(f"[bold]{name}[/]", text)
-        _Stdout().print(table)
+            table.add_row(Text(name, style="bold"), text)
+        _Stdout(markup=False).print(table)
 
 
 @app.command(rich_help_panel="Recipes")

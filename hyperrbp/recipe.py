@@ -116,7 +116,7 @@ class MetaSection(Section):
     """The outer loop: Adam on the log learning rates and logit momenta."""
 
     steps: int = Field(30, ge=1, le=10**7, description="meta steps")
-    learning_rate: float = Field(0.05, gt=0, description="of Adam")
+    learning_rate: float = Field(0.05, gt=0, le=1000, description="of Adam")
     decay: DecaySection | None = Field(None, description="{factor, from_step}, or null")
     loss: Literal["train", "validation"] = Field(
         "train", description="cross-entropy on all training examples | on the validation split"

@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from rich.console import Console
 from typer.testing import CliRunner
 
 import hyperrbp
@@ -454,9 +453,12 @@ def test_quiet_prints_nothing(elsewhere):
 
 def test_on_a_terminal_the_display_is_redrawn(elsewhere, monkeypatch):
     screen = io.StringIO()
-    monkeypatch.setattr(cli, "stderr", Console(file=screen, force_terminal=True, width=100))
-    done = run("tune", "tiny.yaml", "--out", "here")
+    for name, value in (("_file", screen), ("_force_terminal", True), ("is_interactive", True)):
+        monkeypatch.setattr(cli.stderr, name, value)
+    done = run("tune", "tiny.yaml", "--out", "a[/b]")  # brackets are no markup
     assert done.exit_code == 0
+    assert "run folder a[/b]" in screen.getvalue()
+    assert "a[/b]" in run("show", "a[/b]").stdout
     assert "\x1b[" in screen.getvalue()
     assert "2/2" in screen.getvalue()
     assert "meta step 2/2 |" not in screen.getvalue()
@@ -548,6 +550,53 @@ def test_a_signal_ends_a_run_at_once_and_leaves_a_checkpoint(elsewhere, number, 
     assert steps >= 1
 
 
+def test_a_signal_that_turns_into_another_exception_is_still_a_signal(monkeypatch):
+    # As when it comes while a thread's lock is taken: RuntimeError: release unlocked lock.
+    def tune_recipe(*args, **kwargs):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+        except KeyboardInterrupt:
+            raise RuntimeError("release unlocked lock") from None
+
+    monkeypatch.setattr("hyperrbp.tune.tune_recipe", tune_recipe)
+    before = signal.getsignal(signal.SIGTERM)
+    assert_refused(run("tune", "tiny.yaml"), 143, "terminated; go on with --resume")
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize(("grace", "signals"), [("0.5", 1), ("60", 2)])
+def test_a_signal_that_gets_lost_ends_the_run_all_the_same(grace, signals):
+    code = f"""
+import contextlib, os, signal, time
+from hyperrbp import cli, cookbook
+
+def names():
+    for _ in range({signals}):
+        with contextlib.suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+
+cli._GRACE, cookbook.names = {grace}, names
+cli.app(["ls"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=20)
+    assert (done.returncode, done.stdout) == (143, b"")
+    assert done.stderr == b"hyperrbp: terminated; go on with --resume\n"
+
+
+def test_a_signal_that_is_to_be_ignored_is_ignored(monkeypatch):
+    def tune_recipe(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr("hyperrbp.tune.tune_recipe", tune_recipe)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert run("tune", "tiny.yaml", "--quiet").exit_code == 0
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize(
     ("words", "shown"), [(["ls"], rb"8\xd78 digits"), (["cat", "mnist"], rb"\u03b2v \u2212")]
 )
@@ -557,10 +606,16 @@ def test_an_old_locale_loses_no_answer(words, shown):
     assert shown in done.stdout
 
 
+BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+
+
 @pytest.mark.parametrize("words", [["ls"], ["cat", "digits"]])
 def test_a_reader_that_leaves_is_no_fault(words):
     with subprocess.Popen(
-        [sys.executable, "-m", "hyperrbp", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-m", "hyperrbp", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=BUFFERED,
     ) as process:
         process.stdout.close()
         log = process.stderr.read()
@@ -572,7 +627,10 @@ def test_a_reader_that_leaves_is_no_fault(words):
 def test_an_answer_that_cannot_be_written(words):
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
-            [sys.executable, "-m", "hyperrbp", *words], stdout=full, stderr=subprocess.PIPE
+            [sys.executable, "-m", "hyperrbp", *words],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            env=BUFFERED,
         )
     assert done.returncode == 9
     assert done.stderr == b"hyperrbp: output: No space left on device\n"

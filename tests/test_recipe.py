@@ -192,6 +192,7 @@ BAD = [
     ("meta: {learning_rate: -.inf}", 1, "meta.learning_rate", "expected a finite number"),
     ("model: {init_std: 1e999}", 1, "model.init_std", "expected a finite number, got inf"),
     ("meta: {decay: {factor: 2}}", 1, "meta.decay.factor", "expected at most 1, got 2"),
+    ("meta: {learning_rate: 1e300}", 1, "meta.learning_rate", "at most 1000, got 1e+300"),
     ("meta: {steps: 0}", 1, "meta.steps", "expected at least 1, got 0"),
     ("seed: -1", 1, "seed", "expected at least 0, got -1"),
     ("seed: 9223372036854775808", 1, "seed", "expected a number below 9223372036854775808"),
@@ -582,7 +583,7 @@ VARIATIONS = st.fixed_dictionaries(
             }
         ),
         "meta": st.fixed_dictionaries(
-            {"steps": st.integers(1, 10**7), "learning_rate": POSITIVE},
+            {"steps": st.integers(1, 10**7), "learning_rate": st.floats(1e-300, 1000)},
             optional={
                 "decay": st.none()
                 | st.fixed_dictionaries(

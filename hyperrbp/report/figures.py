@@ -51,9 +51,11 @@ def draw(folders: Sequence[RunFolder], file: Path) -> None:
         axis = axes[0 if single else lengths.index(recipe.inner.steps)]
         _loss(axis, records, label, colours[label])
         axis.set_title(f"{recipe.name}: T = {recipe.inner.steps} training steps")
-    for axis in axes[: 1 if single else count]:
-        axis.legend(frameon=False)
-    if single:
+    if not single:
+        handles = {line.get_label(): line for axis in axes for line in axis.get_lines()}
+        figure.legend(handles.values(), handles.keys(), loc="outside right upper", frameon=False)
+    else:
+        axes[0].legend(frameon=False)
         for axis, kind in zip(axes[1:], KINDS, strict=True):
             _hyperparameters(axis, runs[0][1], kind)
     try:
