@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
 
 if TYPE_CHECKING:
     from torch import nn
@@ -17,12 +19,10 @@ class Mlp:
 
     __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}
 
-    hidden: list[int] = field(default_factory=lambda: [50, 50, 50])
+    hidden: list[Annotated[int, Field(ge=1, le=10**7)]] = field(
+        default_factory=lambda: [50, 50, 50]
+    )
     activation: Literal["tanh", "relu", "sigmoid", "gelu", "softplus"] = "tanh"
-
-    def __post_init__(self) -> None:
-        if any(width < 1 for width in self.hidden):
-            raise ValueError("every hidden width is at least 1")
 
     def build(self, features: int, classes: int) -> nn.Module:
         """The module, from flattened inputs of ``features`` numbers to ``classes`` logits."""

@@ -197,7 +197,19 @@ BAD = [
     ("seed: -1", 1, "seed", "expected at least 0, got -1"),
     ("seed: 9223372036854775808", 1, "seed", "expected a number below 9223372036854775808"),
     ("threads: 0", 1, "threads", "expected at least 1, got 0"),
-    ("model: {options: {hidden: [0]}}", 1, "model.options", "every hidden width is at least 1"),
+    ("model: {options: {hidden: [0]}}", 1, "model.options.hidden.0", "expected at least 1, got 0"),
+    (
+        "model: {options: {hidden: [5, 100000000000000000000]}}",
+        1,
+        "model.options.hidden.1",
+        "expected at most 10000000",
+    ),
+    (
+        "gradient: {options: {cg: {damping: -1}}}",
+        1,
+        "gradient.options.cg.damping",
+        "expected at least 0, got -1",
+    ),
     (
         "gradient: {options: {cg: {damping: .nan}}}",
         1,

@@ -192,6 +192,14 @@ def batch(features: int = 4) -> list[tuple[torch.Tensor, torch.Tensor]]:
             lambda: TrainingRun(nn.Linear(4, 3), batch(), steps=1).initial_theta(0.1, 1.0),
             "between 0 and 1",
         ),
+        (
+            lambda: TrainingRun(nn.Linear(4, 3), batch(), steps=1).initial_theta(0.1, 1 - 1e-15),
+            "out of the range of float32",
+        ),
+        (
+            lambda: TrainingRun(nn.Linear(4, 3), batch(), steps=1).initial_theta(1e300, 0.5),
+            "out of the range of float32",
+        ),
     ],
 )
 def test_what_cannot_be_trained_is_refused(build, words):

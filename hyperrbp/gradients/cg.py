@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pydantic import NonNegativeFloat
+
 from hyperrbp.gradients.implicit import ImplicitMethod
 from hyperrbp.gradients.method import Solution, Status
 
@@ -30,9 +32,9 @@ class ConjugateGradient(ImplicitMethod):
     name = "cg"
     fixed_operator = True
     estimators = ("mean", "frozen")
-    damping: float = 0.0
+    damping: NonNegativeFloat = 0.0
     """δ, added to the diagonal of the normal equations (1e-5 in the paper's graph experiment)."""
-    tolerance: float = 1e-12
+    tolerance: NonNegativeFloat = 1e-12
     """Stop when the relative residual, or that of the normal equations, is this small."""
 
     def solve(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pydantic import NonNegativeFloat
+
 from hyperrbp.gradients.implicit import ImplicitMethod, series_status
 from hyperrbp.gradients.method import Solution, Status
 
@@ -24,7 +26,7 @@ class Neumann(ImplicitMethod):
     """
 
     name = "neumann"
-    tolerance: float = 1e-12
+    tolerance: NonNegativeFloat = 1e-12
     """Stop when a term's norm, relative to the first, is this small."""
 
     def solve(

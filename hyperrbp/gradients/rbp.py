@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from pydantic import NonNegativeFloat
+
 from hyperrbp.gradients.implicit import ImplicitMethod, series_status
 from hyperrbp.gradients.method import Solution, Status
 
@@ -27,7 +29,7 @@ class Rbp(ImplicitMethod):
     name = "rbp"
     z0: Literal["uniform", "zero", "gradient"] = "uniform"
     """The first guess: uniform in [0, 1] (the paper's), zero, or ∂L/∂h."""
-    tolerance: float = 1e-12
+    tolerance: NonNegativeFloat = 1e-12
     """ε: stop when ‖z_i − z_{i−1}‖ ≤ ε ‖g‖."""
 
     def solve(

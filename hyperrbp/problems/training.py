@@ -196,7 +196,16 @@ class TrainingRun(Problem):
             raise UsageError("a learning rate is above 0, and a momentum between 0 and 1")
         logit = math.log(momentum) - math.log1p(-momentum)
         values = [math.log(learning_rate)] * len(self.tensors) + [logit] * len(self.tensors)
-        return self._initial_weights.new_tensor(values)
+        theta = self._initial_weights.new_tensor(values)
+        a, b = theta.chunk(2)
+        if not bool(
+            (a.exp().isfinite() & (a.exp() > 0) & (b.sigmoid() > 0) & (b.sigmoid() < 1)).all()
+        ):
+            raise UsageError(
+                f"learning rate {learning_rate:g} and momentum {momentum!r} are out of the range of"
+                f" {str(theta.dtype).removeprefix('torch.')}"
+            )
+        return theta
 
     def describe(self, theta: Tensor) -> Mapping[str, Mapping[str, float]]:
         """``{"learning_rate": {tensor: α}, "momentum": {tensor: β}}``."""
