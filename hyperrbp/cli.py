@@ -302,6 +302,8 @@ def _tune(
         print(json.dumps(result))
     elif not quiet:
         _Stdout(markup=False).print(answer(result))
+    if profile and not quiet:
+        _say(f"profile of one meta step: {out / 'profile'} (trace.json, bytes.json)")
 
 
 def _dry_run(recipe: Recipe, data_root: Path | None, as_json: bool) -> None:
@@ -311,7 +313,8 @@ def _dry_run(recipe: Recipe, data_root: Path | None, as_json: bool) -> None:
 
     experiment = Experiment(recipe, data_root)
     problem = experiment.problem()
-    cost = forecast(problem, experiment.theta, experiment.gradient)
+    with stderr.status("timing a few short runs …"):
+        cost = forecast(problem, experiment.theta, experiment.gradient)
     if as_json:
         document = {
             "recipe": experiment.recipe.model_dump(),
