@@ -147,8 +147,8 @@ def main() -> None:
 def markdown(rows: list[dict[str, str]]) -> str:
     """The table, the settings side by side for every T and K."""
     text = [
-        "Cosine / equal signs / norm ratio with the exact hypergradient at the untuned start, and the"
-        " median seconds of the meta-gradient where it was timed.\n",
+        "Cosine / equal signs / norm ratio with the exact hypergradient at the untuned start, and"
+        " the median seconds of the meta-gradient where it was timed.\n",
         "| T | K | method | averaging | log learning rates | logit momenta | seconds |",
         "|---|---|---|---|---|---|---|",
     ]
