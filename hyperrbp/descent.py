@@ -132,7 +132,8 @@ def descend(
                 trunc=gradient.trunc,
                 averaging=gradient.averaging,
                 options=gradient.options,
-                seed=seed + n,
+                seed=seed,
+                step=n,
                 phase=meter.phase,
             )
             loss, h = result.loss, result.state

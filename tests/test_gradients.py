@@ -388,6 +388,10 @@ def test_global_generators_stand_as_they_stood(name):
     assert torch.equal(before, torch.get_rng_state())
     again = hypergradient(problem, theta, name, trunc=5, seed=1)
     assert torch.equal(first.gradient, again.gradient)
+    if name == "rbp":  # the only one that draws: another seed, or meta step, other numbers
+        for other in ({"seed": 2}, {"seed": 1, "step": 1}):
+            drawn = hypergradient(problem, theta, name, trunc=5, **other).gradient
+            assert not torch.equal(first.gradient, drawn)
 
 
 # --- averaging -----------------------------------------------------------------------------------

@@ -44,6 +44,7 @@ def hypergradient(
     averaging: Averaging | None = None,
     options: Mapping[str, Any] | None = None,
     seed: int = 0,
+    step: int = 0,
     phase: Phase = unmetered,
 ) -> Hypergradient:
     """Run ``problem`` at ``theta`` and differentiate the loss of its last state.
@@ -56,6 +57,7 @@ def hypergradient(
         averaging: over which minibatches; the default uses the last one only.
         options: keyword arguments of the method, when it is given by name.
         seed: of what a method draws (the first guess of RBP).
+        step: the meta step, which draws others.
         phase: opened around ``inner run`` and ``meta-gradient``, for a meter.
 
     Raises:
@@ -77,7 +79,7 @@ def hypergradient(
             f"{method.name} with trunc {trunc} over {averaging.minibatches} minibatches needs a run"
             f" of at least {needed} steps, not {problem.steps}"
         )
-    return method(problem, theta, trunc, averaging, generator(seed, method.name), phase)
+    return method(problem, theta, trunc, averaging, generator(seed, method.name, step), phase)
 
 
 __all__ = ["METHODS", "Averaging", "Hypergradient", "Method", "hypergradient", "method_class"]
