@@ -197,10 +197,8 @@ class TrainingRun(Problem):
         logit = math.log(momentum) - math.log1p(-momentum)
         values = [math.log(learning_rate)] * len(self.tensors) + [logit] * len(self.tensors)
         theta = self._initial_weights.new_tensor(values)
-        a, b = theta.chunk(2)
-        if not bool(
-            (a.exp().isfinite() & (a.exp() > 0) & (b.sigmoid() > 0) & (b.sigmoid() < 1)).all()
-        ):
+        rate, momentum_held = float(theta[0].exp()), float(theta[-1].sigmoid())
+        if not (0 < rate < math.inf and 0 < momentum_held < 1):
             raise UsageError(
                 f"learning rate {learning_rate:g} and momentum {momentum!r} are out of the range of"
                 f" {str(theta.dtype).removeprefix('torch.')}"
