@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from hyperrbp.gradients import Averaging as Averaging
     from hyperrbp.gradients import Hypergradient as Hypergradient
     from hyperrbp.gradients import hypergradient as hypergradient
-    from hyperrbp.problems.training import Batch as Batch
-    from hyperrbp.problems.training import ShuffledBatches as ShuffledBatches
+    from hyperrbp.problems.batches import Batch as Batch
+    from hyperrbp.problems.batches import ShuffledBatches as ShuffledBatches
     from hyperrbp.problems.training import TrainingRun as TrainingRun
     from hyperrbp.recipe import Recipe as Recipe
     from hyperrbp.tune import tune_recipe as tune_recipe
@@ -28,7 +28,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Averaging": "hyperrbp.gradients",
-    "Batch": "hyperrbp.problems.training",
+    "Batch": "hyperrbp.problems.batches",
     "Experiment": "hyperrbp.experiment",
     "GradientSettings": "hyperrbp.descent",
     "Hypergradient": "hyperrbp.gradients",
@@ -36,7 +36,7 @@ _HOMES = {
     "MetaSettings": "hyperrbp.descent",
     "Problem": "hyperrbp.dynamics",
     "Recipe": "hyperrbp.recipe",
-    "ShuffledBatches": "hyperrbp.problems.training",
+    "ShuffledBatches": "hyperrbp.problems.batches",
     "TrainingRun": "hyperrbp.problems.training",
     "descend": "hyperrbp.descent",
     "hypergradient": "hyperrbp.gradients",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from hyperrbp.errors import DataError
 
 if TYPE_CHECKING:
-    from hyperrbp.problems.training import Batch
+    from hyperrbp.problems.batches import Batch
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def _digits(root: Path, download: bool) -> DataSet:
     import torch
     from sklearn.datasets import load_digits
 
-    from hyperrbp.problems.training import Batch
+    from hyperrbp.problems.batches import Batch
 
     images, labels = load_digits(return_X_y=True)
     inputs = torch.tensor(images, dtype=torch.float32) / 16
@@ -88,7 +88,7 @@ def _torchvision(class_name: str) -> Callable[[Path, bool], DataSet]:
         import torch
         from torchvision import datasets
 
-        from hyperrbp.problems.training import Batch
+        from hyperrbp.problems.batches import Batch
 
         folder = root / class_name / "raw"
         kind = getattr(datasets, class_name)

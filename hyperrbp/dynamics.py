@@ -8,7 +8,7 @@ products at a point: Jᵀu, Jv and (∂F/∂θ)ᵀu with J = ∂F/∂h. Everythi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -51,12 +51,41 @@ class Problem(ABC):
     def loss_and_gradient(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """L(h), shape (), and ∂L/∂h, shape (n,); neither keeps a graph."""
 
+    def states(self, theta: Tensor, start: int, stop: int, h: Tensor) -> Iterator[Tensor]:
+        """h_{start+1}, …, h_stop from h = h_start, without graphs.
+
+        Each is valid until the next is asked for: whoever keeps one has to copy it.
+        """
+        for t in range(start, stop):
+            with torch.no_grad():
+                h = self.step(h, theta, self.input(t))
+            yield h
+
     def run(self, theta: Tensor, start: int, stop: int, h: Tensor) -> Tensor:
         """h_stop from h = h_start, keeping no graph and no trajectory."""
-        with torch.no_grad():
-            for t in range(start, stop):
-                h = self.step(h, theta, self.input(t))
+        for state in self.states(theta, start, stop, h):
+            h = state
         return h
+
+    def transposed_at(self, h: Tensor, theta: Tensor) -> Callable[[Input, Tensor], Tensor]:
+        """(x, u) ↦ Jᵀu at (h, θ, x), shape (n,), from linearizations that are not kept."""
+        return lambda x, u: Linearization(self, h, theta, x).transposed(u)
+
+    def pullback_at(self, theta: Tensor) -> Callable[[Tensor, Input, Tensor], tuple[Tensor, ...]]:
+        """(h, x, u) ↦ (Jᵀu, (∂F/∂θ)ᵀu) at (h, θ, x): takes an adjoint u of F(h, θ, x) back."""
+
+        def pullback(h: Tensor, x: Input, u: Tensor) -> tuple[Tensor, Tensor]:
+            along_h, along_theta = Linearization(self, h, theta, x).both_transposed(u[None])
+            return along_h[0], along_theta[0]
+
+        return pullback
+
+    def mean_step(self, h: Tensor, theta: Tensor, chunks: Iterable[tuple[float, Input]]) -> Tensor:
+        """The mean of F over weighted chunks at a constant h: differentiable in θ, shape (n,)."""
+        mean = torch.zeros_like(h)
+        for weight, x in chunks:
+            mean = mean + weight * self.step(h.detach(), theta, x)
+        return mean
 
     def merge(self, inputs: Sequence[Input]) -> Iterable[tuple[float, Input]]:
         """Weighted chunks on which the mean of F equals its mean over ``inputs``."""
@@ -178,10 +207,7 @@ class Sensitivity:
         self._h = h.detach()
         with torch.enable_grad():
             self._theta = theta.detach().requires_grad_()
-            image = torch.zeros_like(self._h)
-            for weight, x in chunks:
-                image = image + weight * problem.step(self._h, self._theta, x)
-        self._image = image
+            self._image = problem.mean_step(h, self._theta, chunks)
 
     def theta_transposed(self, u: Tensor) -> Tensor:
         """(∂F/∂θ)ᵀu, shape (p,)."""

@@ -14,7 +14,8 @@ from hyperrbp.descent import GradientSettings, MetaSettings
 from hyperrbp.errors import DataError, DeviceError
 from hyperrbp.gradients import Averaging
 from hyperrbp.models import MODELS
-from hyperrbp.problems.training import Batch, ShuffledBatches, TrainingRun
+from hyperrbp.problems.batches import Batch, ShuffledBatches
+from hyperrbp.problems.training import TrainingRun
 from hyperrbp.randomness import generator
 from hyperrbp.recipe import Recipe
 

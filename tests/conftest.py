@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from hyperrbp.dynamics import Problem
-from hyperrbp.problems.training import Batch, ShuffledBatches, TrainingRun
+from hyperrbp.problems.batches import Batch, ShuffledBatches
+from hyperrbp.problems.training import TrainingRun
 
 
 @dataclass

@@ -13,7 +13,7 @@ import torch
 
 from hyperrbp import data
 from hyperrbp.errors import DataError
-from hyperrbp.problems.training import Batch
+from hyperrbp.problems.batches import Batch
 
 # --- digits --------------------------------------------------------------------------------------
 

@@ -13,7 +13,8 @@ from hyperrbp.errors import UsageError
 from hyperrbp.gradients import METHODS, method_class
 from hyperrbp.gradients.implicit import ImplicitMethod
 from hyperrbp.gradients.method import Status
-from hyperrbp.problems.training import Batch, ListedBatches, ShuffledBatches, TrainingRun
+from hyperrbp.problems.batches import Batch, ListedBatches, ShuffledBatches
+from hyperrbp.problems.training import TrainingRun
 
 ALL = sorted(METHODS)
 SOLVERS = [name for name in ALL if issubclass(method_class(name), ImplicitMethod)]
@@ -322,23 +323,16 @@ def test_products_agree_with_a_dense_jacobian():
             torch.testing.assert_close(one_theta, map_.theta_transposed(row), rtol=1e-11, atol=0)
 
 
-class WithDecay(TrainingRun):
-    """Training on a loss with a small ridge, so that it converges to a point."""
+class WithRidge(nn.Linear):
+    """A linear classifier whose last output is a small ridge: training converges to a point."""
 
-    def step(self, h, theta, x):
-        moved = super().step(h, theta, x)
-        w = h[: self.weights]
-        a, b = theta.chunk(2)
-        alpha, beta = self._spread(a.exp()), self._spread(b.sigmoid())
-        pull = -(1 - beta) * 0.1 * w
-        new_w, new_v = moved.split(self.weights)
-        return torch.cat([new_w + alpha * pull, new_v + pull])
+    def forward(self, inputs):
+        ridge = 0.05 * (self.weight.square().sum() + self.bias.square().sum())
+        return torch.cat([super().forward(inputs), ridge.expand(len(inputs), 1)], 1)
 
-    def run(self, theta, start, stop, h):
-        with torch.no_grad():
-            for t in range(start, stop):
-                h = self.step(h, theta, self.input(t))
-        return h
+
+def cross_entropy_and_ridge(outputs, targets):
+    return nn.functional.cross_entropy(outputs[:, :-1], targets) + outputs[0, -1]
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -346,10 +340,11 @@ def test_at_a_fixed_point_learning_rate_and_momentum_are_structurally_zero(name)
     source = torch.Generator().manual_seed(0)
     inputs = torch.randn(30, 4, generator=source, dtype=torch.float64)
     targets = torch.randint(0, 3, (30,), generator=source)
-    problem = WithDecay(
-        nn.Linear(4, 3).double(),
+    problem = TrainingRun(
+        WithRidge(4, 3).double(),
         ListedBatches([(inputs, targets)]),
         steps=400,
+        loss=cross_entropy_and_ridge,
         initial_weights=torch.zeros(15, dtype=torch.float64),
     )
     theta = problem.initial_theta(1.0, 0.3)

@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from hyperrbp.errors import UsageError
-from hyperrbp.problems.training import UPDATES, Batch, ListedBatches, ShuffledBatches, TrainingRun
+from hyperrbp.problems.batches import Batch, ListedBatches, ShuffledBatches
+from hyperrbp.problems.training import UPDATES, TrainingRun
 from hyperrbp.report.export import parameter_groups, sgd_settings
 
 

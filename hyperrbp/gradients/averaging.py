@@ -51,14 +51,14 @@ class _Resampled:
     """A Jacobian that moves on to the next minibatch at every product."""
 
     def __init__(self, setting: _Setting, start: int) -> None:
-        self._setting = setting
+        self._inputs = setting.inputs
+        self._product = setting.problem.transposed_at(setting.h, setting.theta)
         self._next = start
 
     def transposed(self, u: Tensor) -> Tensor:
-        s = self._setting
-        x = s.inputs[self._next % len(s.inputs)]
+        x = self._inputs[self._next % len(self._inputs)]
         self._next += 1
-        return Linearization(s.problem, s.h, s.theta, x).transposed(u)
+        return self._product(x, u)
 
     def forward(self, v: Tensor) -> Tensor:
         raise UsageError("a Jacobian that is resampled at every product has no J v")

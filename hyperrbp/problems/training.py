@@ -16,117 +16,32 @@ whose buffer is −v / (1 − β).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 from hyperrbp.dynamics import Input, Problem
 from hyperrbp.errors import UsageError
-from hyperrbp.randomness import generator
-
-CHUNK = 2000
-"""Examples that are differentiated at once where a sum runs over a whole data set."""
-
-Loss = Callable[[Tensor, Tensor], Tensor]
-"""(outputs, targets) → the mean loss over the examples, shape ()."""
-
-
-class Batch(NamedTuple):
-    """Examples: inputs of shape (B, …) and their targets, of shape (B, …)."""
-
-    inputs: Tensor
-    targets: Tensor
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def chunks(self, size: int = CHUNK) -> Iterable[tuple[float, Batch]]:
-        """Pieces of at most ``size`` examples, each with its share of the whole."""
-        for start in range(0, len(self), size):
-            piece = Batch(self.inputs[start : start + size], self.targets[start : start + size])
-            yield len(piece) / len(self), piece
-
-
-class Batches(Protocol):
-    """The minibatch of every step, and all examples that they are drawn from."""
-
-    def __call__(self, t: int) -> Batch:
-        """The minibatch of step t."""
-
-    def population(self) -> Iterable[tuple[float, Batch]]:
-        """All examples, in weighted chunks."""
-
-
-class ShuffledBatches:
-    """Minibatches without replacement, reshuffled every epoch.
-
-    Examples that do not fill a last minibatch sit that epoch out. The order of an epoch depends on
-    (seed, epoch) alone.
-    """
-
-    def __init__(self, examples: Batch, size: int, seed: int) -> None:
-        if not 1 <= size <= len(examples):
-            raise UsageError(f"batch size {size} is not between 1 and {len(examples)} examples")
-        self._examples, self._size, self._seed = examples, size, seed
-        self._epoch: tuple[int, Batch] | None = None
-
-    def __call__(self, t: int) -> Batch:
-        """The minibatch of step t, shape (size, …)."""
-        epoch, position = divmod(t, len(self._examples) // self._size)
-        if self._epoch is None or self._epoch[0] != epoch:
-            self._epoch = epoch, self._shuffled(epoch)
-        inputs, targets = self._epoch[1]
-        rows = slice(position * self._size, (position + 1) * self._size)
-        return Batch(inputs[rows], targets[rows])
-
-    def _shuffled(self, epoch: int) -> Batch:
-        inputs, targets = self._examples
-        order = torch.randperm(len(targets), generator=generator(self._seed, "batches", epoch))
-        order = order.to(targets.device)
-        return Batch(inputs[order], targets[order])
-
-    def population(self) -> Iterable[tuple[float, Batch]]:
-        """All examples, in weighted chunks."""
-        return self._examples.chunks()
-
-
-class ListedBatches:
-    """A list of minibatches of the caller's own, taken in turn and again from the start."""
-
-    def __init__(self, batches: Sequence[tuple[Tensor, Tensor]]) -> None:
-        if not batches:
-            raise UsageError("a training run needs at least one minibatch")
-        self._batches = [Batch(*batch) for batch in batches]
-
-    def __call__(self, t: int) -> Batch:
-        """The minibatch of step t."""
-        return self._batches[t % len(self._batches)]
-
-    def population(self) -> Iterable[tuple[float, Batch]]:
-        """Every minibatch, with its share of the examples."""
-        total = sum(map(len, self._batches))
-        return [(len(batch) / total, batch) for batch in self._batches]
+from hyperrbp.problems.batches import Batch, Batches, ListedBatches
+from hyperrbp.problems.objective import Loss, Objective
 
 
 @dataclass(frozen=True)
 class Update:
     """One form of SGD with momentum; ``effective_rate`` is its learning rate in torch.optim.SGD."""
 
-    velocity: Callable[[Tensor, Tensor, Tensor], Tensor]  # (v, g, β) → v'
+    gain: Callable[[Tensor], Tensor]  # v' = β v + gain(β) ∇L(w)
+    gain_slope: float  # its derivative
     sign: float  # w' = w + sign · α v'
     effective_rate: Callable[[float, float], float]  # (α, β) → lr
 
 
 UPDATES: dict[str, Update] = {
-    "maclaurin": Update(
-        lambda v, g, beta: beta * v - (1 - beta) * g, 1.0, lambda alpha, beta: alpha * (1 - beta)
-    ),
-    "pytorch": Update(lambda v, g, beta: beta * v + g, -1.0, lambda alpha, beta: alpha),
+    "maclaurin": Update(lambda beta: beta - 1, 1.0, 1.0, lambda alpha, beta: alpha * (1 - beta)),
+    "pytorch": Update(torch.ones_like, 0.0, -1.0, lambda alpha, beta: alpha),
 }
 
 
@@ -163,32 +78,27 @@ class TrainingRun(Problem):
             raise UsageError(f"a training run has at least 1 step, not {steps}")
         if update not in UPDATES:
             raise UsageError(f"unknown update '{update}'; there are {', '.join(UPDATES)}")
-        _refuse_hidden_state(model)
-        named = dict(model.named_parameters())
-        if not named:
-            raise UsageError("the model has no parameters to train")
         self.steps = steps
-        self.tensors: tuple[str, ...] = tuple(named)
+        self.objective = Objective(model, loss)
+        self.tensors = self.objective.tensors
         """The names of the parameter tensors, in the order of the state and of θ."""
-        self._model, self._loss, self._update = model, loss, UPDATES[update]
+        self._update = UPDATES[update]
         self._batches: Batches = (
             ListedBatches(batches) if isinstance(batches, Sequence) else batches
         )
         self._meta_examples = meta_examples
-        self._shapes = [tensor.shape for tensor in named.values()]
-        self._sizes = [tensor.numel() for tensor in named.values()]
-        weights = nn.utils.parameters_to_vector(named.values()).detach()
-        self._initial_weights = weights if initial_weights is None else initial_weights.detach()
-        if self._initial_weights.shape != weights.shape:
+        own = self.objective.initial_weights()
+        self._initial_weights = own if initial_weights is None else initial_weights.detach()
+        if self._initial_weights.shape != own.shape:
             raise UsageError(
                 f"initial weights of shape {tuple(self._initial_weights.shape)} for a model of"
-                f" {len(weights)} weights"
+                f" {len(own)} weights"
             )
 
     @property
     def weights(self) -> int:
         """N, the number of weights; the state has 2N entries."""
-        return sum(self._sizes)
+        return sum(self.objective.sizes)
 
     def initial_theta(self, learning_rate: float, momentum: float) -> Tensor:
         """θ with one learning rate α > 0 and one momentum 0 < β < 1 for every tensor."""
@@ -239,97 +149,121 @@ class TrainingRun(Problem):
 
     def step(self, h: Tensor, theta: Tensor, x: Batch) -> Tensor:
         """One update of the weights and velocities, shape (2N,)."""
-        w, v = torch.split(h, self.weights)
-        twice = torch.is_grad_enabled() and h.requires_grad
-        with torch.enable_grad():
-            parameters = self._tensors(w if twice else w.detach().requires_grad_())
-        g = self._gradient(parameters, x, twice)
-        alpha, beta = self._rates(theta)
-        v = self._update.velocity(v, g, beta)
-        return torch.cat([w + self._update.sign * alpha * v, v])
+        w = torch.split(h, self.weights)[0]
+        if torch.is_grad_enabled() and h.requires_grad:
+            g = self.objective.differentiable_gradient(w, x)
+        else:
+            g = self.objective.gradient(self.objective.pieces(w.detach()), x)
+        return self._updated(h, theta, g)
 
-    def run(self, theta: Tensor, start: int, stop: int, h: Tensor) -> Tensor:
-        """Bit for bit what :meth:`step` does again and again, with what is constant hoisted."""
+    def mean_step(self, h: Tensor, theta: Tensor, chunks: Iterable[tuple[float, Input]]) -> Tensor:
+        """One update by the mean gradient of the chunks, in which both updates are affine."""
+        h = h.detach()
+        return self._updated(h, theta, self.objective.mean_gradient(h[: self.weights], chunks)[1])
+
+    def _updated(self, h: Tensor, theta: Tensor, g: Tensor) -> Tensor:
+        w, v = torch.split(h, self.weights)
+        alpha, beta = self._rates(theta)
+        v = torch.addcmul(beta * v, self._update.gain(beta), g)
+        return torch.cat([torch.addcmul(w, self._update.sign * alpha, v), v])
+
+    def states(self, theta: Tensor, start: int, stop: int, h: Tensor) -> Iterator[Tensor]:
+        """Bit for bit what :meth:`step` does again and again, in place, in one buffer."""
         with torch.no_grad():
-            w, v = torch.split(h.clone(), self.weights)
+            h = h.clone()
+            w, v = torch.split(h, self.weights)
+            parameters = self.objective.pieces(w)  # they share the storage of w, and move with it
             alpha, beta = self._rates(theta)
-            signed = self._update.sign * alpha
-            # Leaves that share the storage of w, so that updating w moves them.
-            parameters = [piece.requires_grad_() for piece in self._tensors(w.detach())]
-            for t in range(start, stop):
-                v = self._update.velocity(v, self._gradient(parameters, self.input(t)), beta)
-                w.add_(signed * v)
-            return torch.cat([w, v])
+            gain, signed = self._update.gain(beta), self._update.sign * alpha
+        for t in range(start, stop):
+            g = self.objective.gradient(parameters, self.input(t))
+            with torch.no_grad():
+                v.mul_(beta).addcmul_(gain, g)
+                w.addcmul_(signed, v)
+            yield h
+
+    def transposed_at(self, h: Tensor, theta: Tensor) -> Callable[[Batch, Tensor], Tensor]:
+        """(x, u) ↦ Jᵀu at (h, θ, x), shape (2N,).
+
+        With u = (u_w, u_v), q = u_v ± α u_w and H the Hessian of the minibatch's loss,
+        Jᵀu = (u_w + H (gain q), β q).
+        """
+        with torch.no_grad():
+            parameters = self.objective.pieces(h.detach()[: self.weights])
+            alpha, beta = self._rates(theta)
+            signed, gain = self._update.sign * alpha, self._update.gain(beta)
+
+        def product(x: Batch, u: Tensor) -> Tensor:
+            with torch.no_grad():
+                along_w, along_v = torch.split(u, self.weights)
+                q = torch.addcmul(along_v, signed, along_w)
+                curved = self.objective.hessian_product(parameters, gain * q, x)
+                return torch.cat([curved.add_(along_w), q.mul_(beta)])
+
+        return product
+
+    def pullback_at(self, theta: Tensor) -> Callable[[Tensor, Batch, Tensor], tuple[Tensor, ...]]:
+        """(h, x, u) ↦ (Jᵀu, (∂F/∂θ)ᵀu) at (h, θ, x), shapes (2N,) and (p,).
+
+        In the letters of :meth:`transposed_at`: ∂w'/∂a = ± α v', ∂v'/∂b = β(1 − β)(v + gain' ∇L).
+        """
+        with torch.no_grad():
+            alpha, beta = self._rates(theta)
+            signed, gain = self._update.sign * alpha, self._update.gain(beta)
+            slope = beta * (1 - beta)
+
+        def pullback(h: Tensor, x: Batch, u: Tensor) -> tuple[Tensor, Tensor]:
+            with torch.no_grad():
+                w, v = torch.split(h, self.weights)
+                along_w, along_v = torch.split(u, self.weights)
+                q = torch.addcmul(along_v, signed, along_w)
+                g, curved = self.objective.curvature(self.objective.pieces(w), gain * q, x)
+                along_a = torch.addcmul(beta * v, gain, g).mul_(signed).mul_(along_w)
+                along_b = g.mul_(self._update.gain_slope).add_(v).mul_(slope).mul_(q)
+                along_theta = torch.cat([self._gathered(along_a), self._gathered(along_b)])
+                return torch.cat([curved.add_(along_w), q.mul_(beta)]), along_theta
+
+        return pullback
 
     def loss_and_gradient(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """The meta loss of the weights; its gradient with respect to the velocities is zero."""
-        gradient = torch.zeros_like(h)
-        total = h.new_zeros(())
-        with torch.enable_grad():
-            parameters = self._tensors(h.detach()[: self.weights].requires_grad_())
-            for weight, x in self._meta_chunks():
-                loss = weight * self._loss(self._outputs(parameters, x.inputs), x.targets)
-                pieces = torch.autograd.grad(loss, parameters, materialize_grads=True)
-                gradient[: self.weights] += torch.cat([piece.reshape(-1) for piece in pieces])
-                total += loss.detach()
-        return total, gradient
+        loss, g = self.objective.mean_gradient(h.detach()[: self.weights], self._meta_chunks())
+        return loss, torch.cat([g, torch.zeros_like(g)])
 
     def accuracy(self, h: Tensor, examples: Batch) -> float:
         """The share of examples whose largest output is their class."""
         with torch.no_grad():
-            parameters = self._tensors(h.detach()[: self.weights])
+            parameters = self.objective.pieces(h.detach()[: self.weights])
             right = sum(
-                int((self._outputs(parameters, x.inputs).argmax(1) == x.targets).sum())
+                int((self.objective.outputs(parameters, x.inputs).argmax(1) == x.targets).sum())
                 for _, x in examples.chunks()
             )
         return right / len(examples)
 
     def batch_loss(self, h: Tensor, t: int) -> float:
         """The loss on the minibatch of step t."""
-        x = self.input(t)
         with torch.no_grad():
-            outputs = self._outputs(self._tensors(h.detach()[: self.weights]), x.inputs)
-            return float(self._loss(outputs, x.targets))
+            parameters = self.objective.pieces(h.detach()[: self.weights])
+            return float(self.objective.value(parameters, self.input(t)))
 
     def _meta_chunks(self) -> Iterable[tuple[float, Batch]]:
         return self.population() if self._meta_examples is None else self._meta_examples.chunks()
-
-    def _gradient(self, parameters: Sequence[Tensor], x: Batch, twice: bool = False) -> Tensor:
-        """∇L on a batch, flat, shape (N,); with a graph if it is to be differentiated ``twice``."""
-        with torch.enable_grad():
-            loss = self._loss(self._outputs(parameters, x.inputs), x.targets)
-            pieces = torch.autograd.grad(
-                loss, parameters, create_graph=twice, materialize_grads=True
-            )
-            return torch.cat([piece.reshape(-1) for piece in pieces])
-
-    def _outputs(self, parameters: Sequence[Tensor], inputs: Tensor) -> Tensor:
-        named = dict(zip(self.tensors, parameters, strict=True))
-        outputs: Tensor = functional_call(self._model, named, (inputs,))
-        return outputs
-
-    def _tensors(self, w: Tensor) -> list[Tensor]:
-        return [
-            piece.view(shape)
-            for piece, shape in zip(torch.split(w, self._sizes), self._shapes, strict=True)
-        ]
 
     def _rates(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """α and β of every weight, shape (N,) each."""
         a, b = theta.chunk(2)
         return self._spread(a.exp()), self._spread(b.sigmoid())
 
+    def _gathered(self, values: Tensor) -> Tensor:
+        """The sum over each parameter tensor of values for every weight."""
+        return torch.stack([piece.sum() for piece in torch.split(values, self.objective.sizes)])
+
     def _spread(self, rates: Tensor) -> Tensor:
         # Expanding and joining has a deterministic backward pass on every device; indexing has not.
-        return torch.cat([rate.expand(size) for rate, size in zip(rates, self._sizes, strict=True)])
+        return torch.cat(
+            [rate.expand(size) for rate, size in zip(rates, self.objective.sizes, strict=True)]
+        )
 
 
-def _refuse_hidden_state(model: nn.Module) -> None:
-    for name, module in model.named_modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
-            raise UsageError(f"the model's '{name}' draws random numbers; dropout is not supported")
-        if any(True for _ in module.buffers(recurse=False)):
-            raise UsageError(
-                f"the model's '{name}' ({type(module).__name__}) keeps buffers, which are part of"
-                " no gradient; use a layer without running statistics"
-            )
+def _flat(pieces: Sequence[Tensor]) -> Tensor:
+    return torch.cat([piece.reshape(-1) for piece in pieces])

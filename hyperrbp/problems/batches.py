@@ -1,0 +1,90 @@
+"""The examples of a training run, and the minibatch of each of its steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from hyperrbp.errors import UsageError
+from hyperrbp.randomness import generator
+
+CHUNK = 2000
+"""Examples that are differentiated at once where a sum runs over a whole data set."""
+
+
+class Batch(NamedTuple):
+    """Examples: inputs of shape (B, …) and their targets, of shape (B, …)."""
+
+    inputs: Tensor
+    targets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def chunks(self, size: int = CHUNK) -> Iterable[tuple[float, Batch]]:
+        """Pieces of at most ``size`` examples, each with its share of the whole."""
+        for start in range(0, len(self), size):
+            piece = Batch(self.inputs[start : start + size], self.targets[start : start + size])
+            yield len(piece) / len(self), piece
+
+
+class Batches(Protocol):
+    """The minibatch of every step, and all examples that they are drawn from."""
+
+    def __call__(self, t: int) -> Batch:
+        """The minibatch of step t."""
+
+    def population(self) -> Iterable[tuple[float, Batch]]:
+        """All examples, in weighted chunks."""
+
+
+class ShuffledBatches:
+    """Minibatches without replacement, reshuffled every epoch.
+
+    Examples that do not fill a last minibatch sit that epoch out. The order of an epoch depends on
+    (seed, epoch) alone.
+    """
+
+    def __init__(self, examples: Batch, size: int, seed: int) -> None:
+        if not 1 <= size <= len(examples):
+            raise UsageError(f"batch size {size} is not between 1 and {len(examples)} examples")
+        self._examples, self._size, self._seed = examples, size, seed
+        self._order: tuple[int, Tensor] | None = None
+
+    def __call__(self, t: int) -> Batch:
+        """The minibatch of step t, shape (size, …)."""
+        inputs, targets = self._examples
+        epoch, position = divmod(t, len(targets) // self._size)
+        if self._order is None or self._order[0] != epoch:
+            shuffled = torch.randperm(
+                len(targets), generator=generator(self._seed, "batches", epoch)
+            )
+            self._order = epoch, shuffled.to(targets.device)
+        # Gathered when it is needed, it is still in the processor's cache when it is used.
+        rows = self._order[1][position * self._size : (position + 1) * self._size]
+        return Batch(inputs.index_select(0, rows), targets.index_select(0, rows))
+
+    def population(self) -> Iterable[tuple[float, Batch]]:
+        """All examples, in weighted chunks."""
+        return self._examples.chunks()
+
+
+class ListedBatches:
+    """A list of minibatches of the caller's own, taken in turn and again from the start."""
+
+    def __init__(self, batches: Sequence[tuple[Tensor, Tensor]]) -> None:
+        if not batches:
+            raise UsageError("a training run needs at least one minibatch")
+        self._batches = [Batch(*batch) for batch in batches]
+
+    def __call__(self, t: int) -> Batch:
+        """The minibatch of step t."""
+        return self._batches[t % len(self._batches)]
+
+    def population(self) -> Iterable[tuple[float, Batch]]:
+        """Every minibatch, with its share of the examples."""
+        total = sum(map(len, self._batches))
+        return [(len(batch) / total, batch) for batch in self._batches]

@@ -1,0 +1,133 @@
+"""The loss of a network as a function of its flat weights, with its gradient and curvature."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from hyperrbp.errors import UsageError
+from hyperrbp.problems.batches import Batch
+from hyperrbp.straight_line import StraightLine
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""(outputs, targets) → the mean loss over the examples, shape ()."""
+
+
+class Objective:
+    """L(w, x): the mean loss of a module with flat weights w, shape (N,), on a batch x.
+
+    The module's own parameters are only read; w holds them in the order of
+    ``model.named_parameters()``.
+
+    Raises:
+        UsageError: for a module without parameters, or with a state that is not among them.
+    """
+
+    def __init__(self, model: nn.Module, loss: Loss) -> None:
+        _refuse_hidden_state(model)
+        named = dict(model.named_parameters())
+        if not named:
+            raise UsageError("the model has no parameters to train")
+        self.tensors: tuple[str, ...] = tuple(named)
+        """The names of the parameter tensors."""
+        self.shapes = [tensor.shape for tensor in named.values()]
+        self.sizes = [tensor.numel() for tensor in named.values()]
+        self._model, self._loss = model, loss
+        # What is done once a training step or once a product, without the price of autograd.
+        self._gradient_line = StraightLine(self._gradient_of)
+        self._hessian_line = StraightLine(lambda *tensors: self._curvature_of(*tensors)[1:])
+        self._curvature_line = StraightLine(self._curvature_of)
+
+    def initial_weights(self) -> Tensor:
+        """The module's current parameters, shape (N,)."""
+        return nn.utils.parameters_to_vector(self._model.parameters()).detach()
+
+    def pieces(self, w: Tensor) -> list[Tensor]:
+        """Views of w in the shapes of the parameter tensors."""
+        return [
+            piece.view(shape)
+            for piece, shape in zip(torch.split(w, self.sizes), self.shapes, strict=True)
+        ]
+
+    def outputs(self, parameters: Sequence[Tensor], inputs: Tensor) -> Tensor:
+        """What the module makes of the inputs."""
+        named = dict(zip(self.tensors, parameters, strict=True))
+        outputs: Tensor = functional_call(self._model, named, (inputs,))
+        return outputs
+
+    def value(self, parameters: Sequence[Tensor], x: Batch) -> Tensor:
+        """L, shape ()."""
+        return self._loss(self.outputs(parameters, x.inputs), x.targets)
+
+    def differentiable_gradient(self, w: Tensor, x: Batch) -> Tensor:
+        """∇L at w, shape (N,), with a graph that leads to w."""
+        with torch.enable_grad():
+            return self._gradient(self.pieces(w), x, twice=True)
+
+    def gradient(self, parameters: Sequence[Tensor], x: Batch) -> Tensor:
+        """∇L, shape (N,), from the pieces of w; a new tensor without a graph."""
+        return self._gradient_line(*parameters, *x)[0]
+
+    def hessian_product(self, parameters: Sequence[Tensor], d: Tensor, x: Batch) -> Tensor:
+        """H d with H = ∇²L, shape (N,); a new tensor without a graph."""
+        return self._hessian_line(*parameters, *self.pieces(d), *x)[0]
+
+    def curvature(self, parameters: Sequence[Tensor], d: Tensor, x: Batch) -> Sequence[Tensor]:
+        """(∇L, H d), shape (N,) each; new tensors without graphs."""
+        return self._curvature_line(*parameters, *self.pieces(d), *x)
+
+    def mean_gradient(
+        self, w: Tensor, chunks: Iterable[tuple[float, Batch]]
+    ) -> tuple[Tensor, Tensor]:
+        """L and ∇L over weighted chunks, one at a time; shapes () and (N,), without graphs."""
+        total, gradient = w.new_zeros(()), torch.zeros_like(w, requires_grad=False)
+        with torch.enable_grad():
+            parameters = [piece.requires_grad_() for piece in self.pieces(w.detach())]
+            for weight, x in chunks:
+                loss = self.value(parameters, x)
+                pieces = torch.autograd.grad(loss, parameters, materialize_grads=True)
+                gradient.add_(flat(pieces), alpha=weight)
+                total += weight * loss.detach()
+        return total, gradient
+
+    def _gradient_of(self, *tensors: Tensor) -> tuple[Tensor]:
+        *parameters, inputs, targets = tensors
+        leaves = [piece.detach().requires_grad_() for piece in parameters]
+        return (self._gradient(leaves, Batch(inputs, targets)),)
+
+    def _curvature_of(self, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        count = len(self.tensors)
+        leaves = [piece.detach().requires_grad_() for piece in tensors[:count]]
+        with torch.enable_grad():
+            g = self._gradient(leaves, Batch(*tensors[2 * count :]), twice=True)
+            if not g.requires_grad:  # L is affine in w
+                return g, torch.zeros_like(g)
+            direction = flat(tensors[count : 2 * count])
+            curved = torch.autograd.grad(g, leaves, direction, materialize_grads=True)
+        return g.detach(), flat(curved)
+
+    def _gradient(self, parameters: Sequence[Tensor], x: Batch, twice: bool = False) -> Tensor:
+        with torch.enable_grad():
+            loss = self.value(parameters, x)
+            return flat(
+                torch.autograd.grad(loss, parameters, create_graph=twice, materialize_grads=True)
+            )
+
+
+def flat(pieces: Sequence[Tensor]) -> Tensor:
+    """All pieces in one vector."""
+    return torch.cat([piece.reshape(-1) for piece in pieces])
+
+
+def _refuse_hidden_state(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
+            raise UsageError(f"the model's '{name}' draws random numbers; dropout is not supported")
+        if any(True for _ in module.buffers(recurse=False)):
+            raise UsageError(
+                f"the model's '{name}' ({type(module).__name__}) keeps buffers, which are part of"
+                " no gradient; use a layer without running statistics"
+            )
