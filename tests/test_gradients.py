@@ -531,3 +531,28 @@ def test_shuffled_batches_cover_every_epoch_once():
     assert torch.equal(again(3).targets, batches(3).targets), "it depends on what was asked before"
     other = ShuffledBatches(examples, 5, seed=2)
     assert not torch.equal(other(0).targets, batches(0).targets)
+
+
+@pytest.mark.parametrize("keep", ["states", "checkpoints"])
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 9, 10, 16, 17, 31])
+@pytest.mark.parametrize("system", ["linear", "training"])
+def test_bptt_that_recomputes_is_bptt(system, steps, keep):
+    """The same steps bit for bit, the same gradient to rounding, and so many states kept."""
+    problem, theta = (
+        random_linear(steps=steps) if system == "linear" else small_training_run(steps=steps)
+    )
+    exact = hypergradient(problem, theta, "bptt")
+    found = hypergradient(problem, theta, "bptt", options={"keep": keep})
+    assert torch.equal(found.state, exact.state)
+    assert torch.equal(found.loss, exact.loss)
+    torch.testing.assert_close(found.gradient, exact.gradient, rtol=1e-11, atol=1e-15)
+    assert found.status == "exact"
+    assert exact.trajectory_bytes == 0
+    root = next(n for n in range(1, 40) if n * n >= steps)
+    stretches = -(-steps // root)
+    last = steps - (stretches - 1) * root
+    most = max(stretches - 1 + last, stretches - 2 + root if stretches > 1 else 0)
+    kept = steps if keep == "states" else most
+    assert found.trajectory_bytes == kept * problem.initial_state().nbytes
+    if keep == "checkpoints" and steps > 4:
+        assert kept <= 2 * root

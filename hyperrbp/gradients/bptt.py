@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from hyperrbp.gradients.method import (
     Averaging,
@@ -23,9 +24,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Bptt(Method):
-    """Unrolls all T updates in one autograd graph and walks it back; memory is linear in T."""
+    """Differentiates all T updates; what it keeps of them on the way is for the user to choose.
+
+    ``graph`` keeps the autograd graph of the unrolled run, ``states`` the T states, and
+    ``checkpoints`` one state in √T, from which it runs each stretch again (Griewank and Walther
+    2008, chapter 12). The last two take every update back by itself, and give the same gradient
+    to rounding.
+    """
 
     name = "bptt"
+    keep: Literal["graph", "states", "checkpoints"] = "graph"
+    """graph | states | checkpoints: memory for T graphs, for T states, or for 2√T states."""
 
     def __call__(
         self,
@@ -36,13 +45,35 @@ class Bptt(Method):
         generator: torch.Generator,
         phase: Phase = unmetered,
     ) -> Hypergradient:
-        """Run with a graph, then differentiate through all of it."""
-        import torch
-
+        """Run forth and back."""
         from hyperrbp.dynamics import Sensitivity
 
+        walk = self._unrolled if self.keep == "graph" else self._recomputed
+        h, loss, gradient, kept_states = walk(problem, theta.detach(), phase)
+        with phase("meta-gradient"):
+            at_end = Sensitivity(problem, h, theta, problem.population())
+            return Hypergradient(
+                gradient=gradient,
+                standard_error=None,
+                samples=1,
+                loss=loss,
+                state=h,
+                residuals=[],
+                status=Status.EXACT if gradient.isfinite().all() else Status.NON_FINITE,
+                products=problem.steps,
+                structurally_zero=at_end.structurally_zero(generator),
+                steady_state_residual=at_end.steady_state_residual(),
+                trajectory_bytes=kept_states * h.nbytes,
+            )
+
+    @staticmethod
+    def _unrolled(
+        problem: Problem, theta: Tensor, phase: Phase
+    ) -> tuple[Tensor, Tensor, Tensor, int]:
+        import torch
+
         with phase("inner run"), torch.enable_grad():
-            theta = theta.detach().requires_grad_()
+            theta = theta.requires_grad_()
             # The state carries a gradient from the start, so that every update is differentiated
             # twice and costs the same.
             h = problem.initial_state().detach().requires_grad_()
@@ -51,16 +82,50 @@ class Bptt(Method):
         with phase("meta-gradient"):
             loss, g = problem.loss_and_gradient(h.detach())
             (gradient,) = torch.autograd.grad(h, theta, g, materialize_grads=True)
-            at_end = Sensitivity(problem, h, theta, problem.population())
-            return Hypergradient(
-                gradient=gradient,
-                standard_error=None,
-                samples=1,
-                loss=loss,
-                state=h.detach(),
-                residuals=[],
-                status=Status.EXACT if gradient.isfinite().all() else Status.NON_FINITE,
-                products=problem.steps,
-                structurally_zero=at_end.structurally_zero(generator),
-                steady_state_residual=at_end.steady_state_residual(),
-            )
+            return h.detach(), loss, gradient, 0
+
+    def _recomputed(
+        self, problem: Problem, theta: Tensor, phase: Phase
+    ) -> tuple[Tensor, Tensor, Tensor, int]:
+        import torch
+
+        length = problem.steps if self.keep == "states" else math.isqrt(problem.steps - 1) + 1
+        starts = range(0, problem.steps, length)
+        stretch: list[Tensor] = []
+        with phase("inner run"):
+            h = problem.initial_state()
+            checkpoints = []
+            for start in starts:
+                checkpoints.append(h)
+                # The last stretch is the first to be walked back: its states are at hand.
+                stop = min(start + length, problem.steps)
+                if stop == problem.steps:
+                    stretch = _trajectory(problem, theta, start, stop, h)
+                    h = stretch.pop()
+                else:
+                    h = problem.run(theta, start, stop, h)
+            last = h
+        with phase("meta-gradient"):
+            loss, adjoint = problem.loss_and_gradient(last)
+            gradient = torch.zeros_like(theta)
+            pullback = problem.pullback_at(theta)
+            kept = 0
+            for start in reversed(starts):
+                h = checkpoints.pop()
+                if not stretch:
+                    stop = min(start + length, problem.steps)
+                    stretch = _trajectory(problem, theta, start, stop - 1, h)
+                stretch.insert(0, h)
+                kept = max(kept, len(checkpoints) + len(stretch))
+                while stretch:
+                    t = start + len(stretch) - 1
+                    adjoint, along_theta = pullback(stretch.pop(), problem.input(t), adjoint)
+                    gradient += along_theta
+            return last, loss, gradient, kept
+
+
+def _trajectory(
+    problem: Problem, theta: Tensor, start: int, stop: int, h: Tensor
+) -> list[Tensor]:
+    """h_{start+1}, …, h_stop."""
+    return [state.clone() for state in problem.states(theta, start, stop, h)]

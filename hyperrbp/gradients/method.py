@@ -111,6 +111,8 @@ class Hypergradient:
     """Which parameters F does not feel at h_T: boolean, shape (p,)."""
     steady_state_residual: float
     """‖h_T − F(h_T)‖ / ‖h_T‖, F averaged over its whole population of inputs."""
+    trajectory_bytes: int = 0
+    """The most bytes of earlier states that the method kept for its way back, graphs aside."""
 
     @property
     def residual(self) -> float | None:
