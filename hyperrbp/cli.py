@@ -26,9 +26,11 @@ from hyperrbp.errors import (
     RecipeError,
     StorageError,
     UsageError,
+    is_out_of_memory,
 )
 
 if TYPE_CHECKING:
+    from hyperrbp.contender import Contender
     from hyperrbp.recipe import Override, Recipe
     from hyperrbp.tune import Observer
 
@@ -105,7 +107,7 @@ def _faults_to_exit_codes() -> Iterator[None]:
             _fail(_STOPPED[signal.Signals(number)], 128 + number)
         if isinstance(error, HyperrbpError):
             _fail(str(error), error.exit_code)
-        if isinstance(error, MemoryError) or _is_out_of_memory(error):
+        if is_out_of_memory(error):
             _fail(_OUT_OF_MEMORY, MemoryExhaustedError.exit_code)
         if isinstance(error, OSError):
             # Nothing is wrong if whoever read our answer has left.
@@ -138,10 +140,6 @@ _OUT_OF_MEMORY = (
     "out of memory; use an implicit method (--method neumann), a smaller inner.batch_size, or"
     " fewer --train-steps for bptt"
 )
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
 
 
 def _say(line: str, style: str | None = None) -> None:
@@ -274,6 +272,131 @@ def tune(
             _dry_run(resolved, data_root, as_json)
             return
         _tune(resolved, out, data_root, resume, profile, as_json, quiet)
+
+
+@app.command(rich_help_panel="Tune")
+def compare(
+    recipe: RecipeArgument,
+    methods: Annotated[
+        str,
+        typer.Option(
+            metavar="METHOD,…",
+            help="Gradient methods, each with options if need be: neumann,bptt:keep=checkpoints."
+            " Unrolled bptt is always there: ratios are taken to it.",
+        ),
+    ] = "bptt,tbptt,rbp,cg,neumann",
+    trunc: Annotated[str, typer.Option(metavar="K,…", help="Truncations.")] = "10,50,100",
+    train_steps: Annotated[
+        int | None, typer.Option(help="T, training steps of the inner run.")
+    ] = None,
+    sweep_steps: Annotated[
+        str | None,
+        typer.Option(metavar="T,…", help="Several T instead, for the figure of cost against T."),
+    ] = None,
+    repeats: Annotated[int, typer.Option(help="Times that each is timed, after a warm-up.")] = 5,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    settings: SetOption = None,
+    data_root: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where data sets live; else $HYPERRBP_DATA, else the user's cache folder."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="A new folder: tables (Markdown, CSV, JSON), a figure, TensorBoard events.",
+            show_default="runs/<recipe>-comparison-<UTC time>",
+        ),
+    ] = None,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Also run what should need more memory than there is."),
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON document on stdout, and nothing else there.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Compare what each gradient method costs, and how right it is.
+
+    One meta-gradient at the recipe's start, by every method and truncation: seconds, bytes, FLOPs,
+    and the agreement with the exact gradient. A method that fails is a row that says so.
+
+    hyperrbp compare digits
+
+    hyperrbp compare mnist --methods bptt,neumann --trunc 50 --data-root data
+
+    hyperrbp compare digits --methods neumann,bptt:keep=states --sweep-steps 100,300,1000
+    """
+    with _faults_to_exit_codes():
+        overrides: list[Override] = []
+        if device is not None:
+            overrides.append(("--device", "device", device))
+        if train_steps is not None:
+            if sweep_steps is not None:
+                raise UsageError("--train-steps and --sweep-steps exclude each other")
+            overrides.append(("--train-steps", "inner.steps", train_steps))
+        resolved = _read(cookbook.find(recipe), settings, overrides)
+        lengths = [resolved.inner.steps]
+        if sweep_steps is not None:
+            lengths = _numbers("--sweep-steps", sweep_steps)
+        from hyperrbp.contender import contenders
+
+        names = [name.strip() for name in methods.split(",") if name.strip()]
+        _compare(
+            resolved,
+            contenders(names, _numbers("--trunc", trunc), lengths),
+            out,
+            data_root,
+            repeats,
+            force,
+            as_json,
+            quiet,
+        )
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(
+            f"{option}: expected whole numbers with commas between them, got '{text}'"
+        ) from None
+
+
+def _compare(
+    recipe: Recipe,
+    field: Sequence[Contender],
+    out: Path | None,
+    data_root: Path | None,
+    repeats: int,
+    force: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    from hyperrbp.compare import Audience, compare, default_folder
+    from hyperrbp.report.comparison import Bar, Lines, tables, write
+
+    out = out or default_folder(recipe)
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UsageError(f"--out {out}: not a new or empty folder; choose another")
+    audience = Audience()
+    if not quiet:
+        audience = Bar(stderr) if stderr.is_terminal else Lines(stderr)
+    try:
+        document = compare(
+            recipe, field, repeats=repeats, data_root=data_root, force=force, audience=audience
+        )
+    finally:
+        audience.ended()
+    write(document, out)
+    if as_json:
+        print(json.dumps(document))
+    else:
+        _Stdout(markup=False).print(tables(document))
+    if not quiet:
+        _say(f"wrote {out} (comparison.md, .csv, .json, cost.png, events)")
 
 
 def _tune(

@@ -80,6 +80,9 @@ class Problem(ABC):
 
         return pullback
 
+    def prepare(self, theta: Tensor) -> None:  # noqa: B027  # there may be nothing to do
+        """Do now what is done but once, such as tracing, so that what follows can be timed."""
+
     def mean_step(self, h: Tensor, theta: Tensor, chunks: Iterable[tuple[float, Input]]) -> Tensor:
         """The mean of F over weighted chunks at a constant h: differentiable in θ, shape (n,)."""
         mean = torch.zeros_like(h)

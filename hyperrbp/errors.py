@@ -93,3 +93,12 @@ EXIT_CODES: dict[int, str] = {
     143: "terminated; resume with --resume",
 }
 """What each exit code of the command line means."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether Python, PyTorch on a CPU, or CUDA ran out of memory."""
+    return (
+        isinstance(error, MemoryError | MemoryExhaustedError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+    )

@@ -115,13 +115,7 @@ class Experiment:
     @property
     def gradient(self) -> GradientSettings:
         """How the recipe wants its loss differentiated."""
-        section = self.recipe.gradient
-        return GradientSettings(
-            method=section.method,
-            trunc=section.trunc,
-            averaging=Averaging(**section.averaging.model_dump()),
-            options=section.options.get(section.method, {}),
-        )
+        return gradient_settings(self.recipe)
 
     @property
     def meta(self) -> MetaSettings:
@@ -166,6 +160,17 @@ class Experiment:
         if self.device.type == "cuda":
             environment["cuda_device"] = torch.cuda.get_device_name(self.device)
         return environment
+
+
+def gradient_settings(recipe: Recipe) -> GradientSettings:
+    """How a recipe wants its loss differentiated."""
+    section = recipe.gradient
+    return GradientSettings(
+        method=section.method,
+        trunc=section.trunc,
+        averaging=Averaging(**section.averaging.model_dump()),
+        options=section.options.get(section.method, {}),
+    )
 
 
 def choose_device(wanted: str) -> str:

@@ -20,20 +20,51 @@ class Forecast:
 
     seconds: float
     saved_bytes: int
-    """Peak bytes that autograd keeps."""
+    """Peak bytes that autograd keeps, and those of the states that the method does."""
     process_bytes: int
     """Peak of the process: what it holds now, and what autograd will keep."""
 
 
-def forecast(problem: Problem, theta: torch.Tensor, settings: GradientSettings) -> Forecast:
-    """Extrapolate runs of few steps and few truncation steps to the ones asked for.
+@dataclass(frozen=True)
+class CostModel:
+    """Seconds and kept bytes of a meta step as functions of T and K."""
 
-    Both costs are affine in T and in K for every method, so three probes tell them; each is timed
-    (the better of two) and metered in separate passes.
+    steps: int
+    trunc: int
+    origin: tuple[float, float]
+    """(seconds, bytes) at these steps and this trunc."""
+    per_step: tuple[float, float]
+    per_trunc: tuple[float, float]
+    method: Method
+    state_bytes: int
+
+    def at(self, steps: int, trunc: int) -> Forecast:
+        """The cost of a run of T = ``steps`` differentiated with K = ``trunc``."""
+        seconds, saved = (
+            self.origin[i]
+            + self.per_step[i] * (steps - self.steps)
+            + self.per_trunc[i] * (trunc - self.trunc)
+            for i in range(2)
+        )
+        kept = round(saved) + self.method.states_kept(steps) * self.state_bytes
+        return Forecast(seconds, kept, process_peak_bytes() + kept)
+
+
+def forecast(problem: Problem, theta: torch.Tensor, settings: GradientSettings) -> Forecast:
+    """Extrapolate runs of few steps and few truncation steps to the ones asked for."""
+    return cost_model(problem, theta, settings).at(problem.steps, settings.trunc)
+
+
+def cost_model(problem: Problem, theta: torch.Tensor, settings: GradientSettings) -> CostModel:
+    """Fit the cost to runs no longer than the one asked for.
+
+    But for the states that a method keeps, it is affine in T and in K for every method, so three
+    probes tell it; each is timed (the better of two) and metered in separate passes.
     """
     method = settings.method
     if isinstance(method, str):
         method = method_class(method)(**settings.options)
+    problem.prepare(theta)
     trunc = _two(settings.trunc, 2, 12)
     steps = _two(
         problem.steps,
@@ -41,18 +72,22 @@ def forecast(problem: Problem, theta: torch.Tensor, settings: GradientSettings) 
         40,
     )
     origin = _probe(problem, theta, settings, method, steps[0], trunc[0])
-    estimate = list(origin)
-    for near, far, wanted, probe in (
-        (steps[0], steps[-1], problem.steps, (steps[-1], trunc[0])),
-        (trunc[0], trunc[-1], settings.trunc, (steps[0], trunc[-1])),
+    slopes = []
+    for near, far, probe in (
+        (steps[0], steps[-1], (steps[-1], trunc[0])),
+        (trunc[0], trunc[-1], (steps[0], trunc[-1])),
     ):
+        slope = (0.0, 0.0)
         if far > near:
             there = _probe(problem, theta, settings, method, *probe)
-            for i in range(2):
-                slope = max(0.0, (there[i] - origin[i]) / (far - near))
-                estimate[i] += slope * (wanted - near)
-    seconds, saved = estimate
-    return Forecast(seconds, round(saved), process_peak_bytes() + round(saved))
+            slope = (
+                max(0.0, (there[0] - origin[0]) / (far - near)),
+                max(0.0, (there[1] - origin[1]) / (far - near)),
+            )
+        slopes.append(slope)
+    state_bytes = problem.initial_state().nbytes
+    per_step, per_trunc = slopes
+    return CostModel(steps[0], trunc[0], origin, per_step, per_trunc, method, state_bytes)
 
 
 def _two(wanted: int, start: int, further: int) -> tuple[int, ...]:

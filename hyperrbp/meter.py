@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
+_CGROUP = Path("/sys/fs/cgroup")
 
 
 class PhaseMeter:
@@ -73,6 +74,27 @@ def _reset_process_peak() -> None:
         _CLEAR.write_text("5")
     except OSError:
         return
+
+
+def available_bytes() -> int | None:
+    """What this process may still allocate in main memory; None where the system does not say."""
+    bounds = []
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                bounds.append(int(line.split()[1]) * 1024)
+    except OSError:
+        pass
+    try:  # a container's own limit
+        limit = (_CGROUP / "memory.max").read_text().strip()
+        if limit != "max":
+            bounds.append(int(limit) - int((_CGROUP / "memory.current").read_text()))
+    except (OSError, ValueError):
+        pass
+    limit_of_data = resource.getrlimit(resource.RLIMIT_DATA)[0]
+    if limit_of_data != resource.RLIM_INFINITY:
+        bounds.append(limit_of_data)
+    return max(0, min(bounds)) if bounds else None
 
 
 class _Kept:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 Function = Callable[..., Sequence[Tensor]]
 """Tensors in, tensors out; free of side effects, and of branches on the values of tensors."""
 
-TRACE_AFTER = 100
-"""Calls on tensors of one kind before tracing, which costs about as much as it saves on these."""
+TRACE_AFTER = 1000
+"""Calls on tensors of one kind before tracing, which costs about as much as it saves on so many."""
 
 
 class StraightLine:
@@ -68,8 +68,11 @@ class StraightLine:
                 self._programs[kind] = self._trace(tensors)
 
     def _trace(self, tensors: Sequence[Tensor]) -> Function:
+        # Traced on other tensors than it is checked on: none stands in for another of the same
+        # storage, and no value of theirs has become part of the program.
+        others = [t * 0.75 if t.is_floating_point() else t.clone() for t in tensors]
         try:
-            program = _program(self._function, tensors)
+            program = _program(self._function, others)
             found = program(*tensors)
         except Exception as error:  # whatever a model does that no list of operations can hold
             self.refusal = f"{type(error).__name__}: {error}".splitlines()[0]

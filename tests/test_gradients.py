@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 from conftest import Linear, random_linear, small_training_run
@@ -556,3 +558,35 @@ def test_bptt_that_recomputes_is_bptt(system, steps, keep):
     assert found.trajectory_bytes == kept * problem.initial_state().nbytes
     if keep == "checkpoints" and steps > 4:
         assert kept <= 2 * root
+
+
+def test_bptt_holds_as_many_states_as_it_says(monkeypatch):
+    problem, theta = random_linear(steps=31)
+    states = []
+
+    def pullback_at(theta):
+        pullback = Linear.pullback_at(problem, theta)
+
+        def counting(h, x, u):
+            gc.collect()
+            alive = {
+                t.untyped_storage().data_ptr()
+                for t in gc.get_objects()
+                if issubclass(type(t), torch.Tensor) and t.shape == h.shape
+            }
+            states.append(len(alive))
+            return pullback(h, x, u)
+
+        return counting
+
+    monkeypatch.setattr(problem, "pullback_at", pullback_at)
+    most = {}
+    for keep in ("states", "checkpoints"):
+        states.clear()
+        found = hypergradient(problem, theta, "bptt", options={"keep": keep})
+        most[keep] = max(states), found.trajectory_bytes // h_bytes(problem)
+    assert most["states"][0] - most["checkpoints"][0] == most["states"][1] - most["checkpoints"][1]
+
+
+def h_bytes(problem):
+    return problem.initial_state().nbytes

@@ -61,6 +61,14 @@ def test_it_is_traced_once_it_has_been_called_often_enough_for_tensors_of_one_ki
     assert len(calls) == 10, "a program was used for tensors of another kind"
 
 
+def test_equal_tensors_at_the_tracing_do_not_stand_in_for_each_other():
+    line = StraightLine(lambda x, y: (x * x.sum() + y,))
+    x, y = normal(4), normal(4, seed=1)
+    line.trace(x, x)
+    assert line.traced
+    assert torch.equal(line(x, y)[0], x * x.sum() + y)
+
+
 def branches(x):
     return (x * 2 if x.sum() > 0 else x * 3,)
 

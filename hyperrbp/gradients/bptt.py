@@ -33,8 +33,20 @@ class Bptt(Method):
     """
 
     name = "bptt"
+    uses_trunc = False
     keep: Literal["graph", "states", "checkpoints"] = "graph"
     """graph | states | checkpoints: memory for T graphs, for T states, or for 2√T states."""
+
+    def states_kept(self, steps: int) -> int:
+        """None, all, or the checkpoints with the states of one stretch."""
+        if self.keep == "graph":
+            return 0
+        length = self._stretch(steps)
+        last = (steps - 1) // length  # the stretches before the last one
+        return max(last + steps - last * length, last - 1 + length if last else 0)
+
+    def _stretch(self, steps: int) -> int:
+        return steps if self.keep == "states" else math.isqrt(steps - 1) + 1
 
     def __call__(
         self,
@@ -49,7 +61,7 @@ class Bptt(Method):
         from hyperrbp.dynamics import Sensitivity
 
         walk = self._unrolled if self.keep == "graph" else self._recomputed
-        h, loss, gradient, kept_states = walk(problem, theta.detach(), phase)
+        h, loss, gradient = walk(problem, theta.detach(), phase)
         with phase("meta-gradient"):
             at_end = Sensitivity(problem, h, theta, problem.population())
             return Hypergradient(
@@ -63,13 +75,11 @@ class Bptt(Method):
                 products=problem.steps,
                 structurally_zero=at_end.structurally_zero(generator),
                 steady_state_residual=at_end.steady_state_residual(),
-                trajectory_bytes=kept_states * h.nbytes,
+                trajectory_bytes=self.states_kept(problem.steps) * h.nbytes,
             )
 
     @staticmethod
-    def _unrolled(
-        problem: Problem, theta: Tensor, phase: Phase
-    ) -> tuple[Tensor, Tensor, Tensor, int]:
+    def _unrolled(problem: Problem, theta: Tensor, phase: Phase) -> tuple[Tensor, Tensor, Tensor]:
         import torch
 
         with phase("inner run"), torch.enable_grad():
@@ -82,14 +92,14 @@ class Bptt(Method):
         with phase("meta-gradient"):
             loss, g = problem.loss_and_gradient(h.detach())
             (gradient,) = torch.autograd.grad(h, theta, g, materialize_grads=True)
-            return h.detach(), loss, gradient, 0
+            return h.detach(), loss, gradient
 
     def _recomputed(
         self, problem: Problem, theta: Tensor, phase: Phase
-    ) -> tuple[Tensor, Tensor, Tensor, int]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         import torch
 
-        length = problem.steps if self.keep == "states" else math.isqrt(problem.steps - 1) + 1
+        length = self._stretch(problem.steps)
         starts = range(0, problem.steps, length)
         stretch: list[Tensor] = []
         with phase("inner run"):
@@ -109,23 +119,19 @@ class Bptt(Method):
             loss, adjoint = problem.loss_and_gradient(last)
             gradient = torch.zeros_like(theta)
             pullback = problem.pullback_at(theta)
-            kept = 0
             for start in reversed(starts):
                 h = checkpoints.pop()
                 if not stretch:
                     stop = min(start + length, problem.steps)
                     stretch = _trajectory(problem, theta, start, stop - 1, h)
                 stretch.insert(0, h)
-                kept = max(kept, len(checkpoints) + len(stretch))
                 while stretch:
                     t = start + len(stretch) - 1
                     adjoint, along_theta = pullback(stretch.pop(), problem.input(t), adjoint)
                     gradient += along_theta
-            return last, loss, gradient, kept
+            return last, loss, gradient
 
 
-def _trajectory(
-    problem: Problem, theta: Tensor, start: int, stop: int, h: Tensor
-) -> list[Tensor]:
+def _trajectory(problem: Problem, theta: Tensor, start: int, stop: int, h: Tensor) -> list[Tensor]:
     """h_{start+1}, …, h_stop."""
     return [state.clone() for state in problem.states(theta, start, stop, h)]

@@ -112,7 +112,7 @@ class Hypergradient:
     steady_state_residual: float
     """‖h_T − F(h_T)‖ / ‖h_T‖, F averaged over its whole population of inputs."""
     trajectory_bytes: int = 0
-    """The most bytes of earlier states that the method kept for its way back, graphs aside."""
+    """The most bytes of states that the method kept at once for its way back, graphs aside."""
 
     @property
     def residual(self) -> float | None:
@@ -137,12 +137,18 @@ class Method(ABC):
     name: ClassVar[str]
     fixed_operator: ClassVar[bool] = False
     """Whether it needs one and the same Jacobian for all its products, as Krylov methods do."""
+    uses_trunc: ClassVar[bool] = True
+    """Whether K makes any difference to it."""
     estimators: ClassVar[tuple[str, ...]] = ()
     """The averaging estimators that it takes, the default first; empty: it has no use for one."""
 
     def steps_needed(self, trunc: int, averaging: Averaging) -> int:
         """The shortest run that it can differentiate."""
         return averaging.minibatches if self.estimators else 1
+
+    def states_kept(self, steps: int) -> int:
+        """The most states of a run that it keeps at once for its way back, graphs aside."""
+        return 0
 
     @abstractmethod
     def __call__(

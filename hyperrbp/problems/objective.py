@@ -79,6 +79,13 @@ class Objective:
         """(∇L, H d), shape (N,) each; new tensors without graphs."""
         return self._curvature_line(*parameters, *self.pieces(d), *x)
 
+    def trace(self, w: Tensor, x: Batch) -> None:
+        """Make the straight-line programs for batches like x now."""
+        parameters = self.pieces(w)
+        self._gradient_line.trace(*parameters, *x)
+        for line in (self._hessian_line, self._curvature_line):
+            line.trace(*parameters, *parameters, *x)
+
     def mean_gradient(
         self, w: Tensor, chunks: Iterable[tuple[float, Batch]]
     ) -> tuple[Tensor, Tensor]:

@@ -156,6 +156,10 @@ class TrainingRun(Problem):
             g = self.objective.gradient(self.objective.pieces(w.detach()), x)
         return self._updated(h, theta, g)
 
+    def prepare(self, theta: Tensor) -> None:
+        """Trace what runs once a step or once a product."""
+        self.objective.trace(self._initial_weights, self.input(0))
+
     def mean_step(self, h: Tensor, theta: Tensor, chunks: Iterable[tuple[float, Input]]) -> Tensor:
         """One update by the mean gradient of the chunks, in which both updates are affine."""
         h = h.detach()

@@ -1,10 +1,11 @@
-"""Figures of finished runs: readers of run folders."""
+"""Figures of finished runs and comparisons: readers of records."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import linear_regression
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
@@ -14,6 +15,7 @@ from hyperrbp.recipe import read
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
     from hyperrbp.run_folder import RunFolder
 
@@ -58,14 +60,7 @@ def draw(folders: Sequence[RunFolder], file: Path) -> None:
         axes[0].legend(frameon=False)
         for axis, kind in zip(axes[1:], KINDS, strict=True):
             _hyperparameters(axis, runs[0][1], kind)
-    try:
-        figure.savefig(file, dpi=144)
-    except ValueError as error:
-        raise UsageError(f"--figure {file}: {str(error).split('(')[0].strip()}") from None
-    except OSError as error:
-        raise StorageError(f"{file}: {error.strerror or error}") from error
-    finally:
-        plt.close(figure)
+    _save(figure, file)
 
 
 def _loss(axis: Axes, records: Sequence[dict[str, Any]], label: str, colour: str) -> None:
@@ -86,3 +81,86 @@ def _hyperparameters(axis: Axes, records: Sequence[dict[str, Any]], kind: str) -
         axis.set_yscale("log")
         axis.legend(frameon=False, fontsize="x-small", ncols=2)
     axis.grid(alpha=0.3)
+
+
+def draw_costs(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
+    """Seconds and kept bytes against K (at the longest T) and, if there are several, against T.
+
+    A legend's number is the slope in a log-log plot: 0 for a cost that does not grow, 1 for a
+    linear one.
+
+    Raises:
+        UsageError: if nothing was measured, or for an ending that is no image format.
+        StorageError: if the file cannot be written.
+    """
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    measured = [row for row in rows if row["seconds"] is not None]
+    if not measured:
+        raise UsageError("no method was measured: there is nothing to draw")
+    lengths = sorted({row["train_steps"] for row in measured})
+    truncs = sorted({row["trunc"] for row in measured if row["trunc"] is not None})
+    against = [("trunc", f"K (T = {lengths[-1]})", truncs)]
+    if len(lengths) > 1:
+        middle = truncs[len(truncs) // 2] if truncs else None
+        against.append(("train_steps", f"T (K = {middle})", lengths))
+    figure, grid = plt.subplots(
+        2, len(against), figsize=(4.6 * len(against), 6.4), layout="constrained", squeeze=False
+    )
+    labels = list(dict.fromkeys(row["label"] for row in measured))
+    for column, (key, title, ticks) in enumerate(against):
+        for axis, (cost, name) in zip(
+            grid[:, column],
+            (("seconds", "seconds a meta-gradient"), ("saved_bytes", "bytes kept")),
+            strict=True,
+        ):
+            for number, label in enumerate(labels):
+                of_label = [row for row in measured if row["label"] == label]
+                if key == "trunc":
+                    points = [r for r in of_label if r["train_steps"] == lengths[-1]]
+                    level = [r for r in points if r["trunc"] is None]
+                    if level and ticks:
+                        axis.axhline(level[0][cost], color=f"C{number}", ls="--", label=label)
+                        continue
+                else:
+                    points = [r for r in of_label if r["trunc"] in (None, middle)]
+                _cost_curve(axis, points, key, cost, label, f"C{number}")
+            axis.set(xscale="log", yscale="log", xlabel=title, ylabel=name)
+            axis.set_xticks(ticks or [1], [str(tick) for tick in ticks or [1]])
+            axis.minorticks_off()
+            axis.grid(alpha=0.3)
+            axis.legend(frameon=False, fontsize="x-small")
+    _save(figure, file)
+
+
+def _cost_curve(
+    axis: Axes, rows: Sequence[Mapping[str, Any]], x: str, y: str, label: str, colour: str
+) -> None:
+    points = sorted((row[x], row[y]) for row in rows if row[x] and row[y])
+    if not points:
+        return
+    slope = log_log_slope(points)
+    name = label if slope is None else f"{label}: {slope:.2f}"
+    axis.plot(*zip(*points, strict=True), "o-", ms=3, label=name, color=colour)
+
+
+def log_log_slope(points: Sequence[tuple[float, float]]) -> float | None:
+    """The least-squares slope of log y on log x; None for fewer than two different x."""
+    xs, ys = zip(*((math.log(x), math.log(y)) for x, y in points), strict=True)
+    if len(set(xs)) < 2:
+        return None
+    return linear_regression(xs, ys).slope
+
+
+def _save(figure: Figure, file: Path) -> None:
+    from matplotlib import pyplot as plt
+
+    try:
+        figure.savefig(file, dpi=144)
+    except ValueError as error:
+        raise UsageError(f"--figure {file}: {str(error).split('(')[0].strip()}") from None
+    except OSError as error:
+        raise StorageError(f"{file}: {error.strerror or error}") from error
+    finally:
+        plt.close(figure)

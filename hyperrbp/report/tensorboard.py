@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -105,3 +106,33 @@ def _named(group: str, values: Mapping[str, float]) -> dict[str, float]:
 
 def _slug(phase: str) -> str:
     return phase.replace(" ", "_").replace("-", "_")
+
+
+def write_comparison(document: Mapping[str, Any], events: Path) -> None:
+    """Cost and rightness of every method against K, and against T if there are several."""
+    rows = [row for row in document["rows"] if row["seconds"] is not None]
+    several = len({row["train_steps"] for row in rows}) > 1
+    with SummaryWriter(str(events)) as writer:
+        for row in rows:
+            curves = [] if row["trunc"] is None else [("K", row["trunc"], "T", row["train_steps"])]
+            if several:
+                curves.append(("T", row["train_steps"], "K", row["trunc"]))
+            for axis, step, other, value in curves:
+                fixed = "" if value is None else f"_{other}_{value}"
+                name = f"{_slug(row['label']).replace(':', '_')}{fixed}"
+                for key in _AGAINST:
+                    if row[key] is not None:
+                        writer.add_scalar(f"{key}_against_{axis}/{name}", row[key], step)
+
+
+_AGAINST = (
+    "seconds",
+    "saved_bytes",
+    "peak_bytes",
+    "flops",
+    "time_ratio",
+    "memory_ratio",
+    "cosine",
+    "sign_agreement",
+    "norm_ratio",
+)

@@ -1,0 +1,58 @@
+"""How right a gradient is: held against the exact one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Direction, signs and length of a gradient against the exact one."""
+
+    cosine: float | None
+    """Of the angle between them; None if one of them is zero or not finite."""
+    sign_agreement: float
+    """The share of components that have the same sign."""
+    norm_ratio: float | None
+    """‖found‖ / ‖exact‖; None if the exact one is zero or one of them is not finite."""
+
+
+def agreement(found: Sequence[float], exact: Sequence[float]) -> Agreement:
+    """The agreement of two gradients of the same, positive length p."""
+    length, truth = math.hypot(*found), math.hypot(*exact)
+    finite = math.isfinite(length) and math.isfinite(truth)
+    cosine = None
+    if finite and length > 0 and truth > 0:
+        # Scaled first, so that no product overflows or vanishes.
+        cosine = math.fsum((a / length) * (b / truth) for a, b in zip(found, exact, strict=True))
+    same = sum(_sign(a) == _sign(b) for a, b in zip(found, exact, strict=True))
+    return Agreement(
+        cosine=cosine,
+        sign_agreement=same / len(exact),
+        norm_ratio=length / truth if finite and truth > 0 else None,
+    )
+
+
+def by_kind(
+    found: Mapping[str, Mapping[str, float]], exact: Mapping[str, Mapping[str, float]]
+) -> dict[str, Agreement]:
+    """The agreement for each kind of hyperparameter: ``{kind: {name: value}}`` each."""
+    return {
+        kind: agreement(list(found[kind].values()), list(exact[kind].values())) for kind in exact
+    }
+
+
+def overall(
+    found: Mapping[str, Mapping[str, float]], exact: Mapping[str, Mapping[str, float]]
+) -> Agreement:
+    """The agreement over all hyperparameters: ``{kind: {name: value}}`` each."""
+    return agreement(
+        [value for kind in exact for value in found[kind].values()],
+        [value for kind in exact for value in exact[kind].values()],
+    )
+
+
+def _sign(value: float) -> int:
+    return (value > 0) - (value < 0)

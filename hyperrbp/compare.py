@@ -1,0 +1,287 @@
+"""What each gradient method costs, and how right it is: the same inner run, one method a row.
+
+Seconds are taken in one process, the methods in turn; bytes and FLOPs in a process for each row,
+where nothing is timed. The exact gradient that all are held against is BPTT from checkpoints.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+from hyperrbp.agreement import by_kind, overall
+from hyperrbp.contender import BASELINE, Contender, parsed
+from hyperrbp.errors import HyperrbpError, MemoryExhaustedError, UsageError
+from hyperrbp.fresh_process import call
+from hyperrbp.recipe import Recipe, contradictions
+from hyperrbp.strict_yaml import dotted
+
+EXACT = "bptt:keep=checkpoints"
+
+PAPER = {(1000, 10): (3.02, 4.35), (1000, 50): (2.87, 4.25), (1000, 100): (2.68, 4.11)}
+"""Table 3 of the paper: {(T, K): (time, memory) of BPTT over those of Neumann-RBP}."""
+
+Row = dict[str, Any]
+
+
+def default_folder(recipe: Recipe) -> Path:
+    """``runs/<recipe>-comparison-<UTC time>``."""
+    return Path("runs") / f"{recipe.name}-comparison-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+
+
+class Audience:
+    """Told how a comparison goes; does nothing by itself."""
+
+    def expects(self, seconds: float) -> None:
+        """About how long all of it should take."""
+
+    def begins(self, what: str) -> None:
+        """What is being done now."""
+
+    def spent(self, seconds: float) -> None:
+        """So much of what was expected is done."""
+
+    def ended(self) -> None:
+        """There is no more to tell."""
+
+
+def compare(
+    recipe: Recipe,
+    field: Sequence[Contender],
+    *,
+    repeats: int = 5,
+    data_root: Path | None = None,
+    force: bool = False,
+    audience: Audience | None = None,
+) -> dict[str, Any]:
+    """Measure every contender on the recipe's inner run at the untuned start.
+
+    Args:
+        recipe: a validated recipe.
+        field: from :func:`contenders`.
+        repeats: how often each is timed, after a warm-up.
+        data_root: where data sets live.
+        force: also run what should need more memory than there is.
+        audience: told how it goes.
+
+    Returns:
+        What ``--json`` prints: ``{"baseline", "environment", "recipe", "rows"}``.
+
+    Raises:
+        UsageError: for an option or a combination of settings that cannot be.
+        HyperrbpError: if the recipe cannot be run at all; what fails in one method is in its row.
+    """
+    if repeats < 1:
+        raise UsageError(f"--repeats: expected at least 1, got {repeats}")
+    from hyperrbp import measurement
+
+    audience = audience or Audience()
+    _check(recipe, field)
+    audience.begins("short runs, to foretell seconds and bytes")
+    plan = call(measurement.plan, recipe, data_root, list(field))
+    rows: dict[Contender, Row] = {}
+    for contender, foretold in zip(field, plan["foretold"], strict=True):
+        rows[contender] = _empty(contender) | _refusal(foretold, plan["available"], force)
+    waiting = [c for c in field if rows[c]["status"] == "waiting"]
+    seconds = {c: f["seconds"] for c, f in zip(field, plan["foretold"], strict=True)}
+    truths = list(dict.fromkeys(c.train_steps for c in waiting))
+    exact_seconds = {t: seconds[c] for t in truths for c in field if c.train_steps == t}
+    audience.expects(
+        sum(exact_seconds.values()) + sum((_METERED + 1 + repeats) * seconds[c] for c in waiting)
+    )
+    exact: dict[int, Mapping[str, Mapping[str, float]] | None] = {}
+    for steps in truths:
+        audience.begins(f"the exact gradient, T = {steps}")
+        reference = Contender(*parsed(EXACT), None, steps)
+        try:
+            exact[steps] = call(measurement.exact, recipe, data_root, reference)
+        except HyperrbpError:
+            exact[steps] = None
+        audience.spent(exact_seconds[steps])
+    for contender in waiting:
+        audience.begins(f"bytes and FLOPs of {_name(contender)}")
+        row = rows[contender]
+        try:
+            measured = call(measurement.meter, recipe, data_root, contender)
+        except HyperrbpError as error:
+            row |= _failure(error)
+        else:
+            row |= measured | _rightness(measured["gradient"], exact[contender.train_steps])
+        audience.spent(_METERED * seconds[contender])
+    _time_all(recipe, data_root, rows, repeats, seconds, audience)
+    baselines = _baselines(rows.values())
+    for row in rows.values():
+        row |= _ratios(row, baselines.get(row["train_steps"]))
+    return {
+        "baseline": {"method": BASELINE, "exact": EXACT, "by_train_steps": baselines},
+        "environment": plan["environment"] | {"repeats": repeats},
+        "recipe": plan["recipe"],
+        "rows": [_finite(row) for row in rows.values()],
+    }
+
+
+_METERED = 3.0
+"""About how much longer a meta-gradient takes under the meters."""
+
+
+def _name(contender: Contender) -> str:
+    trunc = "" if contender.trunc is None else f"K = {contender.trunc}, "
+    return f"{contender.label}, {trunc}T = {contender.train_steps}"
+
+
+def _check(recipe: Recipe, field: Sequence[Contender]) -> None:
+    """Refuse what no run could do; a run that is too short for one method is that row's fault."""
+    for contender in field:
+        for at, message in contradictions(contender.recipe(recipe)):
+            if at[:2] == ("gradient", "options"):
+                raise UsageError(f"--methods {contender.label}: {dotted(at[3:])}: {message}")
+
+
+def _empty(contender: Contender) -> Row:
+    return {
+        "method": contender.method,
+        "label": contender.label,
+        "options": dict(contender.options),
+        "trunc": contender.trunc,
+        "train_steps": contender.train_steps,
+        **dict.fromkeys(_MEASURED),
+        "status": "waiting",
+        "message": None,
+    }
+
+
+_MEASURED = (
+    "seconds",
+    "seconds_iqr",
+    "seconds_by_phase",
+    "peak_bytes",
+    "process_peak_bytes",
+    "saved_bytes",
+    "trajectory_bytes",
+    "flops",
+    "products",
+    "time_ratio",
+    "memory_ratio",
+    "peak_ratio",
+    "process_ratio",
+    "paper_time_ratio",
+    "paper_memory_ratio",
+    "cosine",
+    "sign_agreement",
+    "norm_ratio",
+    "by_kind",
+    "residual",
+    "steady_state_residual",
+    "gradient",
+)
+
+
+def _refusal(foretold: Mapping[str, Any], available: int | None, force: bool) -> Row:
+    if "error" in foretold:
+        return {"status": "failed", "message": foretold["error"]}
+    wanted = foretold["saved_bytes"]
+    if available is not None and wanted > available and not force:
+        return {
+            "status": "skipped",
+            "message": f"would keep about {wanted / 1e9:.3g} GB, and {available / 1e9:.3g} GB are"
+            " available; --force runs it",
+        }
+    return {}
+
+
+def _failure(error: HyperrbpError) -> Row:
+    status = "out of memory" if isinstance(error, MemoryExhaustedError) else "failed"
+    return dict.fromkeys(_MEASURED) | {"status": status, "message": str(error)}
+
+
+def _rightness(
+    found: Mapping[str, Mapping[str, float]], exact: Mapping[str, Mapping[str, float]] | None
+) -> Row:
+    if exact is None:
+        return {}
+    kinds = {kind: asdict(part) for kind, part in by_kind(found, exact).items()}
+    return asdict(overall(found, exact)) | {"by_kind": kinds}
+
+
+def _baselines(rows: Iterable[Row]) -> dict[int, Row]:
+    """The measured unrolled BPTT of every T."""
+    keys = ("seconds", "saved_bytes", "peak_bytes", "process_peak_bytes", "flops")
+    return {
+        row["train_steps"]: {key: row[key] for key in keys}
+        for row in rows
+        if row["label"] == BASELINE and row["seconds"] is not None
+    }
+
+
+def _ratios(row: Row, baseline: Mapping[str, Any] | None) -> Row:
+    """BPTT over this row, as in Table 3."""
+    ratios: Row = {}
+    for ratio, key in (
+        ("time_ratio", "seconds"),
+        ("memory_ratio", "saved_bytes"),
+        ("peak_ratio", "peak_bytes"),
+        ("process_ratio", "process_peak_bytes"),
+    ):
+        if baseline is not None and row[key]:
+            ratios[ratio] = baseline[key] / row[key]
+    if row["label"] == "neumann" and (row["train_steps"], row["trunc"]) in PAPER:
+        time, memory = PAPER[row["train_steps"], row["trunc"]]
+        ratios |= {"paper_time_ratio": time, "paper_memory_ratio": memory}
+    return ratios
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity and no NaN."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _time_all(
+    recipe: Recipe,
+    data_root: Path | None,
+    rows: Mapping[Contender, Row],
+    repeats: int,
+    expected: Mapping[Contender, float],
+    audience: Audience,
+) -> None:
+    """Time all contenders in turn in one process; one that ends it is left out of the next."""
+    from hyperrbp import measurement
+
+    left = [c for c, row in rows.items() if row["status"] not in ("failed", "skipped")]
+    left = [c for c in left if rows[c]["gradient"] is not None]
+    while left:
+        now: list[Contender] = left[:1]
+        runs: dict[Contender, list[Mapping[str, float]]] = {c: [] for c in left}
+
+        def heard(content: tuple[str, int, Mapping[str, float] | None]) -> None:
+            kind, index, seconds = content
+            contender = left[index]  # noqa: B023  # it is called before the loop goes on
+            if kind == "begins":
+                now[0] = contender  # noqa: B023
+                audience.begins(f"seconds of {_name(contender)}")
+                return
+            audience.spent(expected[contender])
+            if seconds is not None:
+                runs[contender].append(seconds)  # noqa: B023
+
+        try:
+            call(measurement.clock, recipe, data_root, left, repeats, heard=heard)
+        except HyperrbpError as error:
+            rows[now[0]].update(_failure(error))
+            left = [c for c in left if c != now[0]]
+            continue
+        for contender, taken in runs.items():
+            totals = [sum(phases.values()) for phases in taken]
+            quarters = quantiles(totals, n=4) if len(totals) > 1 else None
+            rows[contender].update(
+                seconds=median(totals),
+                seconds_iqr=None if quarters is None else quarters[2] - quarters[0],
+                seconds_by_phase={name: median(p[name] for p in taken) for name in taken[0]},
+            )
+        return

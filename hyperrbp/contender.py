@@ -1,0 +1,90 @@
+"""Who takes part in a comparison: a gradient method with its options, K and T."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hyperrbp.errors import UsageError
+from hyperrbp.gradients import method_class
+from hyperrbp.recipe import Recipe, scalar
+
+BASELINE = "bptt"
+"""What the ratios are taken to: plain, unrolled back-propagation, as in the paper's Table 3."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A gradient method with its options, truncation and length of run."""
+
+    method: str
+    options: tuple[tuple[str, Any], ...]
+    trunc: int | None
+    """K; None where the method has no use for it."""
+    train_steps: int
+
+    @property
+    def label(self) -> str:
+        """As it is named on the command line: ``bptt:keep=states``."""
+        return ":".join([self.method, *(f"{key}={value}" for key, value in self.options)])
+
+    def recipe(self, recipe: Recipe) -> Recipe:
+        """The recipe with this contender's method and T in place of its own."""
+        section = recipe.gradient
+        averaging = section.averaging
+        if averaging.estimator not in ("auto", *method_class(self.method).estimators):
+            averaging = averaging.model_copy(update={"estimator": "auto"})
+        options = {**section.options.get(self.method, {}), **dict(self.options)}
+        gradient = section.model_copy(
+            update={
+                "method": self.method,
+                "trunc": self.trunc or 1,
+                "averaging": averaging,
+                "options": {self.method: options},
+            }
+        )
+        inner = recipe.inner.model_copy(update={"steps": self.train_steps})
+        return recipe.model_copy(update={"gradient": gradient, "inner": inner})
+
+
+def contenders(
+    methods: Sequence[str], truncs: Sequence[int], train_steps: Sequence[int]
+) -> list[Contender]:
+    """Every method for every K that it has a use for and every T, the baseline first.
+
+    Args:
+        methods: names, each with options if need be: ``bptt:keep=states``.
+        truncs: K.
+        train_steps: T.
+
+    Raises:
+        UsageError: for a method or a number that cannot be.
+    """
+    for name, values in (("--trunc", truncs), ("--train-steps", train_steps)):
+        if not values or min(values) < 1:
+            raise UsageError(f"{name}: expected whole numbers of at least 1")
+    named = [parsed(method) for method in dict.fromkeys([BASELINE, *methods])]
+    return [
+        Contender(method, options, trunc, steps)
+        for steps in dict.fromkeys(train_steps)
+        for method, options in named
+        for trunc in (dict.fromkeys(truncs) if method_class(method).uses_trunc else [None])
+    ]
+
+
+def parsed(text: str) -> tuple[str, tuple[tuple[str, Any], ...]]:
+    """The method and the options in ``METHOD:option=value:…``.
+
+    Raises:
+        UsageError: for an unknown method, or an option that is not ``option=value``.
+    """
+    name, *settings = text.split(":")
+    method_class(name)
+    options = []
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or not key:
+            raise UsageError(f"--methods {text}: expected METHOD:option=value")
+        options.append((key, scalar(value, key)))
+    return name, tuple(options)

@@ -1,0 +1,99 @@
+"""Calls in a process of their own: a peak starts from nothing, and a fault stays in there."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext, SpawnContext
+from typing import Any
+
+from hyperrbp.errors import (
+    HyperrbpError,
+    MemoryExhaustedError,
+    RecipeError,
+    UsageError,
+    is_out_of_memory,
+)
+
+Report = Callable[[Any], None]
+"""Sends a message from the call to its caller."""
+
+
+def call(function: Callable[..., Any], *arguments: Any, heard: Report = lambda _: None) -> Any:
+    """``function(*arguments, report)`` in a fresh process; both have to be picklable.
+
+    Args:
+        function: of a module, since the other process has to import it.
+        arguments: its arguments, before ``report``.
+        heard: is given every message that the function reports on the way.
+
+    Raises:
+        MemoryExhaustedError: if it ran out of memory, or was killed from outside.
+        HyperrbpError: what it raised.
+    """
+    context = _context()
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_serve, args=(theirs, function, arguments), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        while True:
+            try:
+                kind, content = ours.recv()
+            except EOFError:
+                process.join()
+                raise _silent_end(process.exitcode) from None
+            if kind == "report":
+                heard(content)
+            elif kind == "returned":
+                return content
+            else:
+                raise content
+    finally:
+        process.terminate()
+        process.join()
+        ours.close()
+
+
+def _context() -> SpawnContext | ForkServerContext:
+    """Forks of a process that has imported all there is to import, and run nothing."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["hyperrbp.measurement", "torch._inductor.config"])
+    return context
+
+
+def _silent_end(exit_code: int | None) -> HyperrbpError:
+    if exit_code == -signal.SIGKILL:
+        return MemoryExhaustedError(
+            "killed by the system, which was out of memory in all likelihood"
+        )
+    return HyperrbpError(f"the process ended with {exit_code}, without a word")
+
+
+def _serve(
+    connection: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]
+) -> None:
+    # Ctrl-C goes to the whole group of processes; who waits for this one ends it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        result = function(*arguments, lambda content: connection.send(("report", content)))
+    except Exception as error:
+        connection.send(("raised", _portable(error)))
+    else:
+        connection.send(("returned", result))
+    connection.close()
+
+
+def _portable(error: Exception) -> HyperrbpError:
+    """An error that survives the journey between processes, in one line."""
+    line = (str(error).splitlines() or [""])[0]
+    if is_out_of_memory(error):
+        return MemoryExhaustedError(line or "out of memory")
+    if isinstance(error, HyperrbpError):
+        kind = UsageError if isinstance(error, RecipeError) else type(error)
+        return kind(str(error))
+    return HyperrbpError(f"{type(error).__name__}: {line}")

@@ -1,0 +1,140 @@
+"""One contender of a comparison, measured: each function here runs in a process of its own."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from hyperrbp.contender import Contender
+from hyperrbp.descent import GradientSettings
+from hyperrbp.dynamics import Problem
+from hyperrbp.errors import HyperrbpError
+from hyperrbp.experiment import Experiment, gradient_settings
+from hyperrbp.forecast import CostModel, cost_model
+from hyperrbp.fresh_process import Report
+from hyperrbp.gradients import Hypergradient, hypergradient
+from hyperrbp.gradients.method import Phase, unmetered
+from hyperrbp.meter import LiveBytes, PhaseMeter, SavedBytes, available_bytes
+from hyperrbp.recipe import Recipe
+
+
+def plan(
+    recipe: Recipe, data_root: Path | None, field: Sequence[Contender], report: Report
+) -> dict[str, Any]:
+    """What each contender should cost, and what there is."""
+    experiment = Experiment(recipe, data_root)
+    models: dict[str, CostModel] = {}
+    faults: dict[str, str] = {}
+    foretold: list[dict[str, Any]] = []
+    # The longest first: what is fitted to them serves the others of the same method.
+    for contender in sorted(field, key=lambda c: (-c.train_steps, -(c.trunc or 0))):
+        problem, settings = _setting(experiment, recipe, contender)
+        if contender.label not in models and contender.label not in faults:
+            try:
+                models[contender.label] = cost_model(problem, experiment.theta, settings)
+            except HyperrbpError as error:
+                faults[contender.label] = str(error)
+    for contender in field:
+        if contender.label in faults:
+            foretold.append({"seconds": 0.0, "error": faults[contender.label]})
+            continue
+        cost = models[contender.label].at(contender.train_steps, contender.trunc or 1)
+        foretold.append({"seconds": cost.seconds, "saved_bytes": cost.saved_bytes})
+    on_gpu = experiment.device.type == "cuda"
+    return {
+        "foretold": foretold,
+        "available": torch.cuda.mem_get_info()[0] if on_gpu else available_bytes(),
+        "environment": experiment.environment(),
+        "recipe": experiment.recipe.model_dump(),
+    }
+
+
+def _setting(
+    experiment: Experiment, recipe: Recipe, contender: Contender
+) -> tuple[Problem, GradientSettings]:
+    """The one inner run, as long as the contender wants it, and how it is differentiated."""
+    problem = copy.copy(experiment.problem())
+    problem.steps = contender.train_steps
+    return problem, gradient_settings(contender.recipe(recipe))
+
+
+def _differentiate(
+    experiment: Experiment, recipe: Recipe, contender: Contender, phase: Phase
+) -> Hypergradient:
+    problem, settings = _setting(experiment, recipe, contender)
+    return hypergradient(
+        problem,
+        experiment.theta,
+        settings.method,
+        trunc=settings.trunc,
+        averaging=settings.averaging,
+        options=settings.options,
+        seed=recipe.seed,
+        phase=phase,
+    )
+
+
+def exact(
+    recipe: Recipe, data_root: Path | None, contender: Contender, report: Report
+) -> dict[str, dict[str, float]]:
+    """A contender's gradient alone, by name."""
+    experiment = Experiment(recipe, data_root)
+    found = _differentiate(experiment, recipe, contender, unmetered)
+    return experiment.problem().by_name(found.gradient)
+
+
+def meter(
+    recipe: Recipe, data_root: Path | None, contender: Contender, report: Report
+) -> dict[str, Any]:
+    """A contender's gradient, and what it takes besides time."""
+    experiment = Experiment(recipe, data_root)
+    experiment.problem().prepare(experiment.theta)  # no peak below is that of the tracing
+    process = PhaseMeter(experiment.device)
+    found = _differentiate(experiment, recipe, contender, process.phase)
+    data = [
+        tensor
+        for examples in (experiment.train, experiment.validation, experiment.heldout)
+        for tensor in examples or ()
+    ]
+    with (
+        SavedBytes(*data) as saved,
+        FlopCounterMode(display=False) as flops,
+        LiveBytes() as live,
+    ):
+        _differentiate(experiment, recipe, contender, unmetered)
+    peaks = process.peak_bytes.values()
+    return {
+        "gradient": experiment.problem().by_name(found.gradient),
+        "status": str(found.status),
+        "products": found.products,
+        "residual": found.residual,
+        "steady_state_residual": found.steady_state_residual,
+        "process_peak_bytes": max(peak["process"] for peak in peaks),
+        "peak_bytes": max(peak.get("allocator", 0) for peak in peaks) or live.peak,
+        "saved_bytes": saved.peak + found.trajectory_bytes,
+        "trajectory_bytes": found.trajectory_bytes,
+        "flops": flops.get_total_flops(),
+    }
+
+
+def clock(
+    recipe: Recipe,
+    data_root: Path | None,
+    field: Sequence[Contender],
+    repeats: int,
+    report: Report,
+) -> None:
+    """Reports the seconds of every phase of every contender in turn, after a warm-up."""
+    experiment = Experiment(recipe, data_root)
+    experiment.problem().prepare(experiment.theta)
+    for repeat in range(-1, repeats):
+        for index, contender in enumerate(field):
+            report(("begins", index, None))
+            watch = PhaseMeter(experiment.device)
+            _differentiate(experiment, recipe, contender, watch.phase)
+            report(("took", index, watch.seconds if repeat >= 0 else None))
