@@ -83,12 +83,19 @@ class Problem(ABC):
     def prepare(self, theta: Tensor) -> None:  # noqa: B027  # there may be nothing to do
         """Do now what is done but once, such as tracing, so that what follows can be timed."""
 
-    def mean_step(self, h: Tensor, theta: Tensor, chunks: Iterable[tuple[float, Input]]) -> Tensor:
-        """The mean of F over weighted chunks at a constant h: differentiable in θ, shape (n,)."""
-        mean = torch.zeros_like(h)
-        for weight, x in chunks:
-            mean = mean + weight * self.step(h.detach(), theta, x)
-        return mean
+    def mean_theta_pullback(
+        self, h: Tensor, theta: Tensor, chunks: Iterable[tuple[float, Input]] | None = None
+    ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """The mean F̄ of F over the population at (h, θ), shape (n,), and u ↦ (∂F̄/∂θ)ᵀu.
+
+        ``chunks`` are other weighted inputs to take the mean over.
+        """
+        with torch.enable_grad():
+            theta = theta.detach().requires_grad_()
+            image = torch.zeros_like(h)
+            for weight, x in self.population() if chunks is None else chunks:
+                image = image + weight * self.step(h.detach(), theta, x)
+        return image.detach(), lambda u: _pullback(image, [theta], u)[0]
 
     def merge(self, inputs: Sequence[Input]) -> Iterable[tuple[float, Input]]:
         """Weighted chunks on which the mean of F equals its mean over ``inputs``."""
@@ -198,27 +205,30 @@ class MeanLinearization:
 
 
 class Sensitivity:
-    """∂F/∂θ of the mean of F over weighted chunks, at (h, θ), as one small kept graph.
+    """∂F/∂θ of the mean of F over its population of inputs (or other chunks), at (h, θ).
 
     The state is held constant, so a training step costs one first-order gradient a chunk. The
     same pass tells how far h is from a steady state, and which parameters F does not feel at h.
     """
 
     def __init__(
-        self, problem: Problem, h: Tensor, theta: Tensor, chunks: Iterable[tuple[float, Input]]
+        self,
+        problem: Problem,
+        h: Tensor,
+        theta: Tensor,
+        chunks: Iterable[tuple[float, Input]] | None = None,
     ) -> None:
-        self._h = h.detach()
-        with torch.enable_grad():
-            self._theta = theta.detach().requires_grad_()
-            self._image = problem.mean_step(h, self._theta, chunks)
+        self._h, self._parameters = h.detach(), len(theta)
+        image, self._product = problem.mean_theta_pullback(h, theta, chunks)
+        self._residual = float((image - self._h).norm() / self._h.norm())
 
     def theta_transposed(self, u: Tensor) -> Tensor:
         """(∂F/∂θ)ᵀu, shape (p,)."""
-        return _pullback(self._image, [self._theta], u)[0]
+        return self._product(u)
 
     def steady_state_residual(self) -> float:
         """‖h − F(h)‖ / ‖h‖: zero at a fixed point (eq. 2)."""
-        return float((self._image.detach() - self._h).norm() / self._h.norm())
+        return self._residual
 
     def structurally_zero(self, generator: torch.Generator, probes: int = 4) -> Tensor:
         """Which parameters F does not feel at h, to rounding: a boolean vector, shape (p,).
@@ -227,10 +237,11 @@ class Sensitivity:
         against ‖h‖. Where a column vanishes, every gradient through this h vanishes with it,
         whatever the loss: a zero there is no information about the parameter.
         """
-        squares = torch.zeros_like(self._theta)
+        squares = self._h.new_zeros(self._parameters)
         for _ in range(probes):
-            signs = torch.randint(0, 2, self._h.shape, generator=generator) * 2 - 1
-            squares += self.theta_transposed(signs.to(self._h)).square() / probes
+            signs = torch.randint(0, 2, self._h.shape, generator=generator, dtype=self._h.dtype)
+            product = self.theta_transposed(signs.mul_(2).sub_(1).to(self._h.device))
+            squares += product.square() / probes
         floor = 64 * torch.finfo(self._h.dtype).eps * self._h.norm()
         below: Tensor = squares.sqrt() <= floor
         return below

@@ -163,8 +163,14 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation, and count the storages that it made."""
         made = func(*args, **(kwargs or {}))
+        # A view of a tensor from outside makes nothing.
+        given = {
+            leaf.untyped_storage().data_ptr()
+            for leaf in tree_leaves((args, kwargs))
+            if isinstance(leaf, Tensor)
+        }
         for leaf in tree_leaves(made):
-            if isinstance(leaf, Tensor):
+            if isinstance(leaf, Tensor) and leaf.untyped_storage().data_ptr() not in given:
                 storage = leaf.untyped_storage()
                 if storage not in self._known and storage.nbytes():
                     self._known.add(storage)

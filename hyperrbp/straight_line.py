@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Function = Callable[..., Sequence[Tensor]]
 """Tensors in, tensors out; free of side effects, and of branches on the values of tensors."""
 
-TRACE_AFTER = 1000
+TRACE_AFTER = 500
 """Calls on tensors of one kind before tracing, which costs about as much as it saves on so many."""
 
 

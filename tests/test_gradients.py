@@ -585,7 +585,11 @@ def test_bptt_holds_as_many_states_as_it_says(monkeypatch):
         states.clear()
         found = hypergradient(problem, theta, "bptt", options={"keep": keep})
         most[keep] = max(states), found.trajectory_bytes // h_bytes(problem)
-    assert most["states"][0] - most["checkpoints"][0] == most["states"][1] - most["checkpoints"][1]
+    # Besides them an adjoint, a constant and the like, as many in both cases to within one.
+    besides = {keep: alive - said for keep, (alive, said) in most.items()}
+    assert most["states"][1] == 31
+    assert most["checkpoints"][1] == 10
+    assert 0 <= besides["states"] <= besides["checkpoints"] <= besides["states"] + 1 <= 6
 
 
 def h_bytes(problem):

@@ -46,6 +46,14 @@ def test_live_bytes_of_known_tensors():
     assert live.peak == 16000
 
 
+def test_live_bytes_leave_out_views_of_what_was_there_before():
+    outside = torch.zeros(1000, dtype=torch.float64)
+    with LiveBytes() as live:
+        outside[:500].view(5, 100).add_(1)
+        outside.requires_grad_().detach()
+    assert live.peak == 0
+
+
 def saved_bytes(name: str, trunc: int, steps: int, averaging: Averaging) -> int:
     problem, theta = small_training_run(steps=steps)
     # 5 minibatches an epoch: at T = 100 and 1000 the last M are cut from epochs of one shape.

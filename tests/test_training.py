@@ -213,3 +213,31 @@ def test_listed_batches_come_in_turn():
     batches = ListedBatches([one, two])
     assert [len(batches(t)) for t in range(4)] == [6, 2, 6, 2]
     assert [weight for weight, _ in batches.population()] == [0.75, 0.25]
+
+
+def test_the_loss_at_a_state_is_remembered_but_never_for_another():
+    problem, theta = small_training_run(steps=5)
+    h = problem.run(theta, 0, 5, problem.initial_state())
+    u = torch.ones_like(h)
+
+    def fresh(state: torch.Tensor) -> list[torch.Tensor]:
+        other, _ = small_training_run(steps=5)
+        loss, gradient = other.loss_and_gradient(state)
+        image, product = other.mean_theta_pullback(state, theta, list(other.population()))
+        return [loss, gradient, image, product(u)]
+
+    def asked(state: torch.Tensor) -> list[torch.Tensor]:
+        loss, gradient = problem.loss_and_gradient(state)
+        image, product = problem.mean_theta_pullback(state, theta)
+        return [loss, gradient, image, product(u)]
+
+    for state in (h, h + 0.5):
+        for found, expected in zip(asked(state), fresh(state), strict=True):
+            assert torch.equal(found, expected)
+    h.mul_(0.5)  # the same tensor with other values
+    for found, expected in zip(asked(h), fresh(h), strict=True):
+        assert torch.equal(found, expected)
+    problem._meta_examples = Batch(*(t[:9] for t in next(iter(problem.population()))[1]))
+    loss, _ = problem.loss_and_gradient(h)
+    assert not torch.equal(loss, fresh(h)[0]), "the training loss stood in for the validation loss"
+    assert torch.equal(asked(h)[3], fresh(h)[3])

@@ -20,12 +20,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from hyperrbp.dynamics import (
-    Input,
     Jacobian,
     Linearization,
     MeanLinearization,
@@ -33,7 +33,7 @@ from hyperrbp.dynamics import (
     Sensitivity,
 )
 from hyperrbp.errors import UsageError
-from hyperrbp.gradients.method import Averaging, Solution
+from hyperrbp.gradients.method import Averaging, Solution, Status
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ class _Setting:
     problem: Problem
     theta: Tensor
     h: Tensor
-    inputs: list[Input]
+    steps: range
+    """The last M: their inputs are fetched when needed, so that one is held at a time."""
     everywhere: Sensitivity
     series: int
     solve: Callable[[Jacobian], Solution]
@@ -51,42 +52,57 @@ class _Resampled:
     """A Jacobian that moves on to the next minibatch at every product."""
 
     def __init__(self, setting: _Setting, start: int) -> None:
-        self._inputs = setting.inputs
+        self._setting = setting
         self._product = setting.problem.transposed_at(setting.h, setting.theta)
         self._next = start
 
     def transposed(self, u: Tensor) -> Tensor:
-        x = self._inputs[self._next % len(self._inputs)]
+        s = self._setting
+        t = s.steps[self._next % len(s.steps)]
         self._next += 1
-        return self._product(x, u)
+        return self._product(s.problem.input(t), u)
 
     def forward(self, v: Tensor) -> Tensor:
         raise UsageError("a Jacobian that is resampled at every product has no J v")
 
 
-def _frozen(s: _Setting) -> list[tuple[Tensor, Solution]]:
+class Sample(NamedTuple):
+    """One hypergradient, and how the solve behind it went."""
+
+    gradient: Tensor
+    residuals: list[float]
+    status: Status
+    products: int
+
+
+def _sample(solution: Solution, theta_transposed: Callable[[Tensor], Tensor]) -> Sample:
+    """(∂F/∂θ)ᵀz; z itself is let go."""
+    gradient = theta_transposed(solution.z)
+    return Sample(gradient, solution.residuals, solution.status, solution.products)
+
+
+def _frozen(s: _Setting) -> list[Sample]:
     samples = []
-    for x in s.inputs:
-        update = Linearization(s.problem, s.h, s.theta, x)
-        solution = s.solve(update)
-        samples.append((update.theta_transposed(solution.z), solution))
+    for t in s.steps:
+        update = Linearization(s.problem, s.h, s.theta, s.problem.input(t))
+        samples.append(_sample(s.solve(update), update.theta_transposed))
     return samples
 
 
-def _resampled(s: _Setting) -> list[tuple[Tensor, Solution]]:
-    solutions = [
-        s.solve(_Resampled(s, start=i * len(s.inputs) // s.series)) for i in range(s.series)
+def _resampled(s: _Setting) -> list[Sample]:
+    starts = [i * len(s.steps) // s.series for i in range(s.series)]
+    return [
+        _sample(s.solve(_Resampled(s, start)), s.everywhere.theta_transposed) for start in starts
     ]
-    return [(s.everywhere.theta_transposed(solution.z), solution) for solution in solutions]
 
 
-def _mean(s: _Setting) -> list[tuple[Tensor, Solution]]:
-    chunks = list(s.problem.merge(s.inputs))
+def _mean(s: _Setting) -> list[Sample]:
+    chunks = list(s.problem.merge([s.problem.input(t) for t in s.steps]))
     solution = s.solve(MeanLinearization(s.problem, s.h, s.theta, chunks))
-    return [(s.everywhere.theta_transposed(solution.z), solution)]
+    return [_sample(solution, s.everywhere.theta_transposed)]
 
 
-ESTIMATORS: dict[str, Callable[[_Setting], list[tuple[Tensor, Solution]]]] = {
+ESTIMATORS: dict[str, Callable[[_Setting], list[Sample]]] = {
     "frozen": _frozen,
     "resampled": _resampled,
     "mean": _mean,
@@ -101,7 +117,7 @@ def estimate(
     theta: Tensor,
     h: Tensor,
     solve: Callable[[Jacobian], Solution],
-) -> list[tuple[Tensor, Solution]]:
+) -> list[Sample]:
     """The hypergradients at h that one of ESTIMATORS would average, and where each came from.
 
     Args:
@@ -117,7 +133,7 @@ def estimate(
         problem=problem,
         theta=theta,
         h=h,
-        inputs=[problem.input(t) for t in range(problem.steps)[-averaging.minibatches :]],
+        steps=range(problem.steps)[-averaging.minibatches :],
         everywhere=everywhere,
         series=min(averaging.series, averaging.minibatches),
         solve=solve,

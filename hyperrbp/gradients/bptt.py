@@ -63,7 +63,7 @@ class Bptt(Method):
         walk = self._unrolled if self.keep == "graph" else self._recomputed
         h, loss, gradient = walk(problem, theta.detach(), phase)
         with phase("meta-gradient"):
-            at_end = Sensitivity(problem, h, theta, problem.population())
+            at_end = Sensitivity(problem, h, theta)
             return Hypergradient(
                 gradient=gradient,
                 standard_error=None,
@@ -90,9 +90,10 @@ class Bptt(Method):
             for t in range(problem.steps):
                 h = problem.step(h, theta, problem.input(t))
         with phase("meta-gradient"):
-            loss, g = problem.loss_and_gradient(h.detach())
+            last = h.detach()
+            loss, g = problem.loss_and_gradient(last)
             (gradient,) = torch.autograd.grad(h, theta, g, materialize_grads=True)
-            return h.detach(), loss, gradient
+            return last, loss, gradient
 
     def _recomputed(
         self, problem: Problem, theta: Tensor, phase: Phase

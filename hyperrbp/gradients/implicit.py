@@ -55,7 +55,7 @@ class ImplicitMethod(Method):
             h = problem.run(theta, 0, problem.steps, problem.initial_state())
         with phase("meta-gradient"):
             loss, g = problem.loss_and_gradient(h)
-            everywhere = Sensitivity(problem, h, theta, problem.population())
+            everywhere = Sensitivity(problem, h, theta)
             samples = estimate(
                 estimator,
                 averaging,
@@ -65,20 +65,19 @@ class ImplicitMethod(Method):
                 h,
                 solve=lambda jacobian: self.solve(jacobian, g, trunc, generator),
             )
-            gradients, solutions = zip(*samples, strict=True)
-            mean, error = mean_and_standard_error(list(gradients))
-            statuses = [solution.status for solution in solutions]
+            mean, error = mean_and_standard_error([sample.gradient for sample in samples])
+            statuses = [sample.status for sample in samples]
             if not mean.isfinite().all():
                 statuses.append(Status.NON_FINITE)
             return Hypergradient(
                 gradient=mean,
                 standard_error=error,
-                samples=len(gradients),
+                samples=len(samples),
                 loss=loss,
                 state=h,
-                residuals=[solution.residuals for solution in solutions],
+                residuals=[sample.residuals for sample in samples],
                 status=Status.worst(statuses),
-                products=sum(solution.products for solution in solutions),
+                products=sum(sample.products for sample in samples),
                 structurally_zero=everywhere.structurally_zero(generator),
                 steady_state_residual=everywhere.steady_state_residual(),
             )

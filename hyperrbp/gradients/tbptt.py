@@ -75,7 +75,7 @@ class Tbptt(Method):
                 if last - left == after + trunc - 1:
                     adjoints, left = adjoints[1:], left + 1
             mean, error = mean_and_standard_error(list(gradients))
-            at_end = Sensitivity(problem, h, theta, problem.population())
+            at_end = Sensitivity(problem, h, theta)
             return Hypergradient(
                 gradient=mean,
                 standard_error=error,

@@ -38,7 +38,9 @@ class Objective:
         self._model, self._loss = model, loss
         # What is done once a training step or once a product, without the price of autograd.
         self._gradient_line = StraightLine(self._gradient_of)
-        self._hessian_line = StraightLine(lambda *tensors: self._curvature_of(*tensors)[1:])
+        self._hessian_line = StraightLine(
+            lambda *tensors: self._curvature_of(*tensors)[len(named) :]
+        )
         self._curvature_line = StraightLine(self._curvature_of)
 
     def initial_weights(self) -> Tensor:
@@ -65,19 +67,24 @@ class Objective:
     def differentiable_gradient(self, w: Tensor, x: Batch) -> Tensor:
         """∇L at w, shape (N,), with a graph that leads to w."""
         with torch.enable_grad():
-            return self._gradient(self.pieces(w), x, twice=True)
+            return flat(self._gradient(self.pieces(w), x, twice=True))
 
-    def gradient(self, parameters: Sequence[Tensor], x: Batch) -> Tensor:
-        """∇L, shape (N,), from the pieces of w; a new tensor without a graph."""
-        return self._gradient_line(*parameters, *x)[0]
+    def gradient(self, parameters: Sequence[Tensor], x: Batch) -> Sequence[Tensor]:
+        """∇L in pieces, from the pieces of w; new tensors without graphs."""
+        return self._gradient_line(*parameters, *x)
 
-    def hessian_product(self, parameters: Sequence[Tensor], d: Tensor, x: Batch) -> Tensor:
-        """H d with H = ∇²L, shape (N,); a new tensor without a graph."""
-        return self._hessian_line(*parameters, *self.pieces(d), *x)[0]
+    def hessian_product(
+        self, parameters: Sequence[Tensor], direction: Sequence[Tensor], x: Batch
+    ) -> Sequence[Tensor]:
+        """H d with H = ∇²L in pieces, for d in pieces; new tensors without graphs."""
+        return self._hessian_line(*parameters, *direction, *x)
 
-    def curvature(self, parameters: Sequence[Tensor], d: Tensor, x: Batch) -> Sequence[Tensor]:
-        """(∇L, H d), shape (N,) each; new tensors without graphs."""
-        return self._curvature_line(*parameters, *self.pieces(d), *x)
+    def curvature(
+        self, parameters: Sequence[Tensor], direction: Sequence[Tensor], x: Batch
+    ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """(∇L, H d) in pieces, for d in pieces; new tensors without graphs."""
+        both = self._curvature_line(*parameters, *direction, *x)
+        return both[: len(parameters)], both[len(parameters) :]
 
     def trace(self, w: Tensor, x: Batch) -> None:
         """Make the straight-line programs for batches like x now."""
@@ -96,31 +103,41 @@ class Objective:
             for weight, x in chunks:
                 loss = self.value(parameters, x)
                 pieces = torch.autograd.grad(loss, parameters, materialize_grads=True)
-                gradient.add_(flat(pieces), alpha=weight)
+                for sum_of, piece in zip(self.pieces(gradient), pieces, strict=True):
+                    sum_of.add_(piece, alpha=weight)
                 total += weight * loss.detach()
         return total, gradient
 
-    def _gradient_of(self, *tensors: Tensor) -> tuple[Tensor]:
+    def _gradient_of(self, *tensors: Tensor) -> Sequence[Tensor]:
         *parameters, inputs, targets = tensors
         leaves = [piece.detach().requires_grad_() for piece in parameters]
-        return (self._gradient(leaves, Batch(inputs, targets)),)
+        return self._gradient(leaves, Batch(inputs, targets))
 
-    def _curvature_of(self, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+    def _curvature_of(self, *tensors: Tensor) -> Sequence[Tensor]:
         count = len(self.tensors)
         leaves = [piece.detach().requires_grad_() for piece in tensors[:count]]
         with torch.enable_grad():
             g = self._gradient(leaves, Batch(*tensors[2 * count :]), twice=True)
-            if not g.requires_grad:  # L is affine in w
-                return g, torch.zeros_like(g)
-            direction = flat(tensors[count : 2 * count])
-            curved = torch.autograd.grad(g, leaves, direction, materialize_grads=True)
-        return g.detach(), flat(curved)
+            # A piece without a graph is one that L is affine in.
+            curving = [i for i, piece in enumerate(g) if piece.requires_grad]
+            curved = (
+                torch.autograd.grad(
+                    [g[i] for i in curving],
+                    leaves,
+                    [tensors[count + i] for i in curving],
+                    materialize_grads=True,
+                )
+                if curving
+                else [torch.zeros_like(leaf) for leaf in leaves]
+            )
+        return [piece.detach() for piece in (*g, *curved)]
 
-    def _gradient(self, parameters: Sequence[Tensor], x: Batch, twice: bool = False) -> Tensor:
+    def _gradient(
+        self, parameters: Sequence[Tensor], x: Batch, twice: bool = False
+    ) -> Sequence[Tensor]:
         with torch.enable_grad():
-            loss = self.value(parameters, x)
-            return flat(
-                torch.autograd.grad(loss, parameters, create_graph=twice, materialize_grads=True)
+            return torch.autograd.grad(
+                self.value(parameters, x), parameters, create_graph=twice, materialize_grads=True
             )
 
 

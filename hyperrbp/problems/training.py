@@ -16,6 +16,7 @@ whose buffer is −v / (1 − β).
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -26,7 +27,7 @@ from torch.nn.functional import cross_entropy
 from hyperrbp.dynamics import Input, Problem
 from hyperrbp.errors import UsageError
 from hyperrbp.problems.batches import Batch, Batches, ListedBatches
-from hyperrbp.problems.objective import Loss, Objective
+from hyperrbp.problems.objective import Loss, Objective, flat
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,9 @@ UPDATES: dict[str, Update] = {
     "maclaurin": Update(lambda beta: beta - 1, 1.0, 1.0, lambda alpha, beta: alpha * (1 - beta)),
     "pytorch": Update(torch.ones_like, 0.0, -1.0, lambda alpha, beta: alpha),
 }
+
+
+_Rates = tuple[Tensor, Tensor, Tensor]
 
 
 class TrainingRun(Problem):
@@ -87,6 +91,7 @@ class TrainingRun(Problem):
             ListedBatches(batches) if isinstance(batches, Sequence) else batches
         )
         self._meta_examples = meta_examples
+        self._last_loss: tuple[weakref.ref[Tensor], int, tuple[Tensor, Tensor]] | None = None
         own = self.objective.initial_weights()
         self._initial_weights = own if initial_weights is None else initial_weights.detach()
         if self._initial_weights.shape != own.shape:
@@ -153,37 +158,28 @@ class TrainingRun(Problem):
         if torch.is_grad_enabled() and h.requires_grad:
             g = self.objective.differentiable_gradient(w, x)
         else:
-            g = self.objective.gradient(self.objective.pieces(w.detach()), x)
-        return self._updated(h, theta, g)
+            g = flat(self.objective.gradient(self.objective.pieces(w.detach()), x))
+        v = torch.split(h, self.weights)[1]
+        alpha, beta = self._rates(theta)
+        v = torch.addcmul(beta * v, self._update.gain(beta), g)
+        return torch.cat([torch.addcmul(w, self._update.sign * alpha, v), v])
 
     def prepare(self, theta: Tensor) -> None:
         """Trace what runs once a step or once a product."""
         self.objective.trace(self._initial_weights, self.input(0))
 
-    def mean_step(self, h: Tensor, theta: Tensor, chunks: Iterable[tuple[float, Input]]) -> Tensor:
-        """One update by the mean gradient of the chunks, in which both updates are affine."""
-        h = h.detach()
-        return self._updated(h, theta, self.objective.mean_gradient(h[: self.weights], chunks)[1])
-
-    def _updated(self, h: Tensor, theta: Tensor, g: Tensor) -> Tensor:
-        w, v = torch.split(h, self.weights)
-        alpha, beta = self._rates(theta)
-        v = torch.addcmul(beta * v, self._update.gain(beta), g)
-        return torch.cat([torch.addcmul(w, self._update.sign * alpha, v), v])
-
     def states(self, theta: Tensor, start: int, stop: int, h: Tensor) -> Iterator[Tensor]:
         """Bit for bit what :meth:`step` does again and again, in place, in one buffer."""
         with torch.no_grad():
             h = h.clone()
-            w, v = torch.split(h, self.weights)
-            parameters = self.objective.pieces(w)  # they share the storage of w, and move with it
-            alpha, beta = self._rates(theta)
-            gain, signed = self._update.gain(beta), self._update.sign * alpha
+            w, v = self._halves(h)  # the pieces share the storage of h
+            rates = self._rates_by_tensor(theta)
         for t in range(start, stop):
-            g = self.objective.gradient(parameters, self.input(t))
+            g = self.objective.gradient(w, self.input(t))
             with torch.no_grad():
-                v.mul_(beta).addcmul_(gain, g)
-                w.addcmul_(signed, v)
+                for w_i, v_i, g_i, (signed, beta, gain) in zip(w, v, g, rates, strict=True):
+                    v_i.mul_(beta).addcmul_(gain, g_i)
+                    w_i.addcmul_(signed, v_i)
             yield h
 
     def transposed_at(self, h: Tensor, theta: Tensor) -> Callable[[Batch, Tensor], Tensor]:
@@ -193,46 +189,109 @@ class TrainingRun(Problem):
         Jᵀu = (u_w + H (gain q), β q).
         """
         with torch.no_grad():
-            parameters = self.objective.pieces(h.detach()[: self.weights])
-            alpha, beta = self._rates(theta)
-            signed, gain = self._update.sign * alpha, self._update.gain(beta)
+            w, _ = self._halves(h.detach())
+            rates = self._rates_by_tensor(theta)
 
         def product(x: Batch, u: Tensor) -> Tensor:
             with torch.no_grad():
-                along_w, along_v = torch.split(u, self.weights)
-                q = torch.addcmul(along_v, signed, along_w)
-                curved = self.objective.hessian_product(parameters, gain * q, x)
-                return torch.cat([curved.add_(along_w), q.mul_(beta)])
+                q, direction = self._adjoint_of_velocity(u, rates)
+                return self._along_h(u, q, self.objective.hessian_product(w, direction, x), rates)
 
         return product
 
     def pullback_at(self, theta: Tensor) -> Callable[[Tensor, Batch, Tensor], tuple[Tensor, ...]]:
-        """(h, x, u) ↦ (Jᵀu, (∂F/∂θ)ᵀu) at (h, θ, x), shapes (2N,) and (p,).
-
-        In the letters of :meth:`transposed_at`: ∂w'/∂a = ± α v', ∂v'/∂b = β(1 − β)(v + gain' ∇L).
-        """
+        """(h, x, u) ↦ (Jᵀu, (∂F/∂θ)ᵀu) at (h, θ, x), shapes (2N,) and (p,)."""
         with torch.no_grad():
-            alpha, beta = self._rates(theta)
-            signed, gain = self._update.sign * alpha, self._update.gain(beta)
-            slope = beta * (1 - beta)
+            rates = self._rates_by_tensor(theta)
 
         def pullback(h: Tensor, x: Batch, u: Tensor) -> tuple[Tensor, Tensor]:
             with torch.no_grad():
-                w, v = torch.split(h, self.weights)
-                along_w, along_v = torch.split(u, self.weights)
-                q = torch.addcmul(along_v, signed, along_w)
-                g, curved = self.objective.curvature(self.objective.pieces(w), gain * q, x)
-                along_a = torch.addcmul(beta * v, gain, g).mul_(signed).mul_(along_w)
-                along_b = g.mul_(self._update.gain_slope).add_(v).mul_(slope).mul_(q)
-                along_theta = torch.cat([self._gathered(along_a), self._gathered(along_b)])
-                return torch.cat([curved.add_(along_w), q.mul_(beta)]), along_theta
+                w, v = self._halves(h)
+                q, direction = self._adjoint_of_velocity(u, rates)
+                g, curved = self.objective.curvature(w, direction, x)
+                along_theta = self._along_theta(theta, v, g, u)
+                return self._along_h(u, q, curved, rates), along_theta
 
         return pullback
 
+    def mean_theta_pullback(
+        self, h: Tensor, theta: Tensor, chunks: Iterable[tuple[float, Input]] | None = None
+    ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """An update by the mean gradient of the chunks, in which both forms of it are affine."""
+        mean = (
+            self._training_loss(h)[1]
+            if chunks is None
+            else self.objective.mean_gradient(h.detach()[: self.weights], chunks)[1]
+        )
+        with torch.no_grad():
+            h = h.detach()
+            g, (_, v) = self.objective.pieces(mean), self._halves(h)
+            image = h.clone()
+            for w_i, v_i, g_i, (signed, beta, gain) in zip(
+                *self._halves(image), g, self._rates_by_tensor(theta), strict=True
+            ):
+                v_i.mul_(beta).addcmul_(gain, g_i)
+                w_i.addcmul_(signed, v_i)
+        return image, lambda u: self._along_theta(theta, v, g, u)
+
+    def _adjoint_of_velocity(
+        self, u: Tensor, rates: Sequence[_Rates]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """q = u_v ± α u_w, the adjoint of v', and that of ∇L, gain q; in pieces."""
+        q = [
+            torch.addcmul(v_i, signed, w_i)
+            for w_i, v_i, (signed, _, _) in zip(*self._halves(u), rates, strict=True)
+        ]
+        return q, [gain * q_i for q_i, (_, _, gain) in zip(q, rates, strict=True)]
+
+    def _along_h(
+        self, u: Tensor, q: Sequence[Tensor], curved: Sequence[Tensor], rates: Sequence[_Rates]
+    ) -> Tensor:
+        along = torch.empty_like(u)
+        for i, (w_i, v_i) in enumerate(zip(*self._halves(along), strict=True)):
+            torch.mul(q[i], rates[i][1], out=v_i)
+            w_i.copy_(curved[i])
+        along[: self.weights].add_(u[: self.weights])
+        return along
+
+    def _along_theta(
+        self, theta: Tensor, v: Sequence[Tensor], g: Sequence[Tensor], u: Tensor
+    ) -> Tensor:
+        """∂w'/∂a = ± α v' and ∂v'/∂b = β(1 − β)(v + gain' ∇L), times u, summed over each tensor."""
+        with torch.no_grad():
+            u_w, u_v = self._halves(u)
+            # Every sum over a tensor is one of these four inner products.
+            v_w, v_v, g_w, g_v = (
+                torch.stack(
+                    [torch.vdot(a.reshape(-1), b.reshape(-1)) for a, b in zip(x, y, strict=True)]
+                )
+                for x, y in ((v, u_w), (v, u_v), (g, u_w), (g, u_v))
+            )
+            a, b = theta.detach().chunk(2)
+            signed, beta = self._update.sign * a.exp(), b.sigmoid()
+            along_a = signed * (beta * v_w + self._update.gain(beta) * g_w)
+            v_q, g_q = v_v + signed * v_w, g_v + signed * g_w
+            along_b = beta * (1 - beta) * (v_q + self._update.gain_slope * g_q)
+            return torch.cat([along_a, along_b])
+
     def loss_and_gradient(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """The meta loss of the weights; its gradient with respect to the velocities is zero."""
-        loss, g = self.objective.mean_gradient(h.detach()[: self.weights], self._meta_chunks())
+        loss, g = (
+            self._training_loss(h)
+            if self._meta_examples is None
+            else self.objective.mean_gradient(
+                h.detach()[: self.weights], self._meta_examples.chunks()
+            )
+        )
         return loss, torch.cat([g, torch.zeros_like(g)])
+
+    def _training_loss(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss on all training examples and its gradient; a method asks for it twice at h_T."""
+        at, version, known = self._last_loss or (None, 0, None)
+        if known is None or at is None or at() is not h or version != h._version:
+            known = self.objective.mean_gradient(h.detach()[: self.weights], self.population())
+            self._last_loss = weakref.ref(h), h._version, known
+        return known
 
     def accuracy(self, h: Tensor, examples: Batch) -> float:
         """The share of examples whose largest output is their class."""
@@ -250,17 +309,22 @@ class TrainingRun(Problem):
             parameters = self.objective.pieces(h.detach()[: self.weights])
             return float(self.objective.value(parameters, self.input(t)))
 
-    def _meta_chunks(self) -> Iterable[tuple[float, Batch]]:
-        return self.population() if self._meta_examples is None else self._meta_examples.chunks()
+    def _halves(self, h: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """The weights and the velocities of a state, or of an adjoint, in pieces."""
+        w, v = torch.split(h, self.weights)
+        return self.objective.pieces(w), self.objective.pieces(v)
+
+    def _rates_by_tensor(self, theta: Tensor) -> list[_Rates]:
+        """(± α, β, gain) of every parameter tensor, shape () each."""
+        a, b = theta.detach().chunk(2)
+        signed, beta = self._update.sign * a.exp(), b.sigmoid()
+        gain = self._update.gain(beta)
+        return list(zip(signed.unbind(), beta.unbind(), gain.unbind(), strict=True))
 
     def _rates(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """α and β of every weight, shape (N,) each."""
         a, b = theta.chunk(2)
         return self._spread(a.exp()), self._spread(b.sigmoid())
-
-    def _gathered(self, values: Tensor) -> Tensor:
-        """The sum over each parameter tensor of values for every weight."""
-        return torch.stack([piece.sum() for piece in torch.split(values, self.objective.sizes)])
 
     def _spread(self, rates: Tensor) -> Tensor:
         # Expanding and joining has a deterministic backward pass on every device; indexing has not.

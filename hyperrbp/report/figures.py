@@ -128,7 +128,7 @@ def draw_costs(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
                 _cost_curve(axis, points, key, cost, label, f"C{number}")
             axis.set(xscale="log", yscale="log", xlabel=title, ylabel=name)
             axis.set_xticks(ticks or [1], [str(tick) for tick in ticks or [1]])
-            axis.minorticks_off()
+            axis.xaxis.minorticks_off()
             axis.grid(alpha=0.3)
             axis.legend(frameon=False, fontsize="x-small")
     _save(figure, file)
