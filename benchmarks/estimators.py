@@ -12,13 +12,13 @@ from __future__ import annotations
 import argparse
 import csv
 import time
+from dataclasses import astuple
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
-
 from hyperrbp import Averaging, Experiment, Hypergradient, hypergradient
+from hyperrbp.agreement import agreement
 from hyperrbp.cookbook import find
 from hyperrbp.errors import HyperrbpError
 from hyperrbp.recipe import read
@@ -48,13 +48,6 @@ FIELDS = [
     "cosine_momentum", "signs_momentum", "norm_ratio_momentum",
     "meta_gradient_seconds", "products", "residual", "status",
 ]  # fmt: skip
-
-
-def agreement(found: torch.Tensor, exact: torch.Tensor) -> tuple[float, float, float]:
-    """Cosine, share of equal signs, and ratio of norms."""
-    cosine = torch.nn.functional.cosine_similarity(found, exact, dim=0)
-    signs = (found.sign() == exact.sign()).double().mean()
-    return float(cosine), float(signs), float(found.norm() / exact.norm())
 
 
 def timed(experiment: Experiment, repeats: int, **arguments: Any) -> tuple[Hypergradient, float]:
@@ -128,9 +121,11 @@ def main() -> None:
                     print(*key, error)
                     continue
                 numbers = [
-                    *agreement(found.gradient, exact),
-                    *agreement(found.gradient[:8], exact[:8]),
-                    *agreement(found.gradient[8:], exact[8:]),
+                    number
+                    for part in (slice(None), slice(8), slice(8, None))
+                    for number in astuple(
+                        agreement(found.gradient[part].tolist(), exact[part].tolist())
+                    )
                 ]
                 values = [*key, *(f"{v:.4g}" for v in numbers)]
                 values += [f"{seconds:.3g}" if arguments.repeats else "", found.products]

@@ -16,7 +16,7 @@ class Agreement:
     sign_agreement: float
     """The share of components that have the same sign."""
     norm_ratio: float | None
-    """‖found‖ / ‖exact‖; None if the exact one is zero or one of them is not finite."""
+    """‖found‖ / ‖exact‖; None if that is not a finite number."""
 
 
 def agreement(found: Sequence[float], exact: Sequence[float]) -> Agreement:
@@ -28,10 +28,11 @@ def agreement(found: Sequence[float], exact: Sequence[float]) -> Agreement:
         # Scaled first, so that no product overflows or vanishes.
         cosine = math.fsum((a / length) * (b / truth) for a, b in zip(found, exact, strict=True))
     same = sum(_sign(a) == _sign(b) for a, b in zip(found, exact, strict=True))
+    ratio = length / truth if finite and truth > 0 else math.inf
     return Agreement(
         cosine=cosine,
         sign_agreement=same / len(exact),
-        norm_ratio=length / truth if finite and truth > 0 else None,
+        norm_ratio=ratio if math.isfinite(ratio) else None,
     )
 
 
@@ -54,5 +55,5 @@ def overall(
     )
 
 
-def _sign(value: float) -> int:
-    return (value > 0) - (value < 0)
+def _sign(value: float) -> float:
+    return math.nan if math.isnan(value) else (value > 0) - (value < 0)

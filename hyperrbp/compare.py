@@ -78,32 +78,36 @@ def compare(
     """
     if repeats < 1:
         raise UsageError(f"--repeats: expected at least 1, got {repeats}")
+    audience = audience or Audience()
+    rows = {contender: _empty(contender) | _fault(recipe, contender) for contender in field}
+    # Here, since it imports PyTorch: what is wrong is said before.
     from hyperrbp import measurement
 
-    audience = audience or Audience()
-    _check(recipe, field)
     audience.begins("short runs, to foretell seconds and bytes")
-    plan = call(measurement.plan, recipe, data_root, list(field))
-    rows: dict[Contender, Row] = {}
-    for contender, foretold in zip(field, plan["foretold"], strict=True):
-        rows[contender] = _empty(contender) | _refusal(foretold, plan["available"], force)
-    waiting = [c for c in field if rows[c]["status"] == "waiting"]
-    seconds = {c: f["seconds"] for c, f in zip(field, plan["foretold"], strict=True)}
-    truths = list(dict.fromkeys(c.train_steps for c in waiting))
-    exact_seconds = {t: seconds[c] for t in truths for c in field if c.train_steps == t}
+    plan = call(measurement.plan, recipe, data_root, _waiting(rows))
+    seconds: dict[Contender, float] = {}
+    for contender, foretold in zip(_waiting(rows), plan["foretold"], strict=True):
+        seconds[contender] = foretold["seconds"]
+        rows[contender] |= _refusal(foretold, plan["available"], force)
+    # The exact gradient takes about as long as the first of its T, which is the unrolled one.
+    exact_seconds: dict[int, float] = {}
+    for contender in _waiting(rows):
+        exact_seconds.setdefault(contender.train_steps, seconds[contender])
     audience.expects(
-        sum(exact_seconds.values()) + sum((_METERED + 1 + repeats) * seconds[c] for c in waiting)
+        sum(exact_seconds.values())
+        + sum((_METERED + 1 + repeats) * seconds[c] for c in _waiting(rows))
     )
-    exact: dict[int, Mapping[str, Mapping[str, float]] | None] = {}
-    for steps in truths:
+    exact: dict[int, Mapping[str, Mapping[str, float]]] = {}
+    unknown: dict[int, str] = {}
+    for steps, expected in exact_seconds.items():
         audience.begins(f"the exact gradient, T = {steps}")
         reference = Contender(*parsed(EXACT), None, steps)
         try:
             exact[steps] = call(measurement.exact, recipe, data_root, reference)
-        except HyperrbpError:
-            exact[steps] = None
-        audience.spent(exact_seconds[steps])
-    for contender in waiting:
+        except HyperrbpError as error:
+            unknown[steps] = str(error)
+        audience.spent(expected)
+    for contender in _waiting(rows):
         audience.begins(f"bytes and FLOPs of {_name(contender)}")
         row = rows[contender]
         try:
@@ -111,18 +115,27 @@ def compare(
         except HyperrbpError as error:
             row |= _failure(error)
         else:
-            row |= measured | _rightness(measured["gradient"], exact[contender.train_steps])
+            row |= measured | _rightness(measured["gradient"], exact.get(contender.train_steps))
         audience.spent(_METERED * seconds[contender])
     _time_all(recipe, data_root, rows, repeats, seconds, audience)
     baselines = _baselines(rows.values())
     for row in rows.values():
         row |= _ratios(row, baselines.get(row["train_steps"]))
     return {
-        "baseline": {"method": BASELINE, "exact": EXACT, "by_train_steps": baselines},
+        "baseline": {
+            "method": BASELINE,
+            "by_train_steps": baselines,
+            "exact": EXACT,
+            "exact_unknown": unknown,
+        },
         "environment": plan["environment"] | {"repeats": repeats},
         "recipe": plan["recipe"],
         "rows": [_finite(row) for row in rows.values()],
     }
+
+
+def _waiting(rows: Mapping[Contender, Row]) -> list[Contender]:
+    return [contender for contender, row in rows.items() if row["status"] == "waiting"]
 
 
 _METERED = 3.0
@@ -134,12 +147,13 @@ def _name(contender: Contender) -> str:
     return f"{contender.label}, {trunc}T = {contender.train_steps}"
 
 
-def _check(recipe: Recipe, field: Sequence[Contender]) -> None:
-    """Refuse what no run could do; a run that is too short for one method is that row's fault."""
-    for contender in field:
-        for at, message in contradictions(contender.recipe(recipe)):
-            if at[:2] == ("gradient", "options"):
-                raise UsageError(f"--methods {contender.label}: {dotted(at[3:])}: {message}")
+def _fault(recipe: Recipe, contender: Contender) -> Row:
+    """A run that is too short for a contender fails its row; a wrong option fails the command."""
+    for at, message in contradictions(contender.recipe(recipe)):
+        if at[:2] == ("gradient", "options"):
+            raise UsageError(f"--methods {contender.label}: {dotted(at[3:])}: {message}")
+        return {"status": "failed", "message": message}
+    return {}
 
 
 def _empty(contender: Contender) -> Row:
@@ -182,8 +196,6 @@ _MEASURED = (
 
 
 def _refusal(foretold: Mapping[str, Any], available: int | None, force: bool) -> Row:
-    if "error" in foretold:
-        return {"status": "failed", "message": foretold["error"]}
     wanted = foretold["saved_bytes"]
     if available is not None and wanted > available and not force:
         return {
@@ -278,7 +290,7 @@ def _time_all(
             continue
         for contender, taken in runs.items():
             totals = [sum(phases.values()) for phases in taken]
-            quarters = quantiles(totals, n=4) if len(totals) > 1 else None
+            quarters = quantiles(totals, n=4, method="inclusive") if len(totals) > 1 else None
             rows[contender].update(
                 seconds=median(totals),
                 seconds_iqr=None if quarters is None else quarters[2] - quarters[0],

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hyperrbp.errors import UsageError
+from hyperrbp.errors import RecipeError, UsageError
 from hyperrbp.gradients import method_class
 from hyperrbp.recipe import Recipe, scalar
 
@@ -36,6 +36,8 @@ class Contender:
         if averaging.estimator not in ("auto", *method_class(self.method).estimators):
             averaging = averaging.model_copy(update={"estimator": "auto"})
         options = {**section.options.get(self.method, {}), **dict(self.options)}
+        if self.label == BASELINE:
+            options = {"keep": "graph"}  # whatever the recipe prefers
         gradient = section.model_copy(
             update={
                 "method": self.method,
@@ -81,10 +83,15 @@ def parsed(text: str) -> tuple[str, tuple[tuple[str, Any], ...]]:
     """
     name, *settings = text.split(":")
     method_class(name)
-    options = []
+    options: dict[str, Any] = {}
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals or not key:
             raise UsageError(f"--methods {text}: expected METHOD:option=value")
-        options.append((key, scalar(value, key)))
-    return name, tuple(options)
+        if key in options:
+            raise UsageError(f"--methods {text}: {key} is given twice")
+        try:
+            options[key] = scalar(value, key)
+        except RecipeError as error:
+            raise UsageError(f"--methods {text}: {key}: {error.faults[0].message}") from None
+    return name, tuple(options.items())

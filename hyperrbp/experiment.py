@@ -74,6 +74,12 @@ class Experiment:
         inputs = examples.inputs if self._center is None else examples.inputs - self._center
         return Batch(inputs.to(self.device, self._dtype), examples.targets.to(self.device))
 
+    @property
+    def data_tensors(self) -> list[torch.Tensor]:
+        """The data set, which a meter of what a gradient keeps leaves out."""
+        parts = (self.train, self.validation, self.heldout)
+        return [tensor for examples in parts for tensor in examples or ()]
+
     def problem(self, meta_step: int = 0) -> TrainingRun:
         """The inner run of a meta step: the same one every time unless ``inner.fresh``."""
         draw = meta_step if self.recipe.inner.fresh else 0

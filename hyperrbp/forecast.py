@@ -65,7 +65,10 @@ def cost_model(problem: Problem, theta: torch.Tensor, settings: GradientSettings
     if isinstance(method, str):
         method = method_class(method)(**settings.options)
     problem.prepare(theta)
-    trunc = _two(settings.trunc, 2, 12)
+    longest = settings.trunc
+    while longest > 1 and method.steps_needed(longest, settings.averaging) > problem.steps:
+        longest -= 1
+    trunc = _two(longest, 2, 12)
     steps = _two(
         problem.steps,
         min(problem.steps, method.steps_needed(trunc[-1], settings.averaging) + 10),

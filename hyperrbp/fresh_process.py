@@ -42,7 +42,7 @@ def call(function: Callable[..., Any], *arguments: Any, heard: Report = lambda _
         while True:
             try:
                 kind, content = ours.recv()
-            except EOFError:
+            except (EOFError, OSError):  # it ended, perhaps in the middle of a message
                 process.join()
                 raise _silent_end(process.exitcode) from None
             if kind == "report":
@@ -62,7 +62,9 @@ def _context() -> SpawnContext | ForkServerContext:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["hyperrbp.measurement", "torch._inductor.config"])
+    context.set_forkserver_preload(
+        ["hyperrbp.measurement", "torch._inductor.config", "sklearn.datasets"]
+    )
     return context
 
 

@@ -13,7 +13,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from hyperrbp.contender import Contender
 from hyperrbp.descent import GradientSettings
 from hyperrbp.dynamics import Problem
-from hyperrbp.errors import HyperrbpError
 from hyperrbp.experiment import Experiment, gradient_settings
 from hyperrbp.forecast import CostModel, cost_model
 from hyperrbp.fresh_process import Report
@@ -29,25 +28,15 @@ def plan(
     """What each contender should cost, and what there is."""
     experiment = Experiment(recipe, data_root)
     models: dict[str, CostModel] = {}
-    faults: dict[str, str] = {}
-    foretold: list[dict[str, Any]] = []
-    # The longest first: what is fitted to them serves the others of the same method.
+    # The longest first: what is fitted to it serves the others of the same method.
     for contender in sorted(field, key=lambda c: (-c.train_steps, -(c.trunc or 0))):
-        problem, settings = _setting(experiment, recipe, contender)
-        if contender.label not in models and contender.label not in faults:
-            try:
-                models[contender.label] = cost_model(problem, experiment.theta, settings)
-            except HyperrbpError as error:
-                faults[contender.label] = str(error)
-    for contender in field:
-        if contender.label in faults:
-            foretold.append({"seconds": 0.0, "error": faults[contender.label]})
-            continue
-        cost = models[contender.label].at(contender.train_steps, contender.trunc or 1)
-        foretold.append({"seconds": cost.seconds, "saved_bytes": cost.saved_bytes})
+        if contender.label not in models:
+            problem, settings = _setting(experiment, recipe, contender)
+            models[contender.label] = cost_model(problem, experiment.theta, settings)
+    costs = [models[c.label].at(c.train_steps, c.trunc or 1) for c in field]
     on_gpu = experiment.device.type == "cuda"
     return {
-        "foretold": foretold,
+        "foretold": [{"seconds": cost.seconds, "saved_bytes": cost.saved_bytes} for cost in costs],
         "available": torch.cuda.mem_get_info()[0] if on_gpu else available_bytes(),
         "environment": experiment.environment(),
         "recipe": experiment.recipe.model_dump(),
@@ -96,16 +85,10 @@ def meter(
     experiment.problem().prepare(experiment.theta)  # no peak below is that of the tracing
     process = PhaseMeter(experiment.device)
     found = _differentiate(experiment, recipe, contender, process.phase)
-    data = [
-        tensor
-        for examples in (experiment.train, experiment.validation, experiment.heldout)
-        for tensor in examples or ()
-    ]
-    with (
-        SavedBytes(*data) as saved,
-        FlopCounterMode(display=False) as flops,
-        LiveBytes() as live,
-    ):
+    with SavedBytes(*experiment.data_tensors) as saved, LiveBytes() as live:
+        _differentiate(experiment, recipe, contender, unmetered)
+    # By itself: it hooks into every module's graph, which then lives for longer.
+    with FlopCounterMode(display=False) as flops:
         _differentiate(experiment, recipe, contender, unmetered)
     peaks = process.peak_bytes.values()
     return {

@@ -59,14 +59,22 @@ class PhaseMeter:
 
 def process_peak_bytes() -> int:
     """The largest resident set of this process since its peak was last reset."""
+    known = _status_bytes("VmHWM")
+    if known is not None:
+        return known
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _status_bytes(field: str) -> int | None:
+    """A size that Linux tells of this process."""
     try:
         for line in _STATUS.read_text().splitlines():
-            if line.startswith("VmHWM:"):
+            if line.startswith(f"{field}:"):
                 return int(line.split()[1]) * 1024
     except OSError:
         pass
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return None
 
 
 def _reset_process_peak() -> None:
@@ -91,9 +99,10 @@ def available_bytes() -> int | None:
             bounds.append(int(limit) - int((_CGROUP / "memory.current").read_text()))
     except (OSError, ValueError):
         pass
-    limit_of_data = resource.getrlimit(resource.RLIMIT_DATA)[0]
-    if limit_of_data != resource.RLIM_INFINITY:
-        bounds.append(limit_of_data)
+    for kind, used in ((resource.RLIMIT_DATA, "VmData"), (resource.RLIMIT_AS, "VmSize")):
+        bound = resource.getrlimit(kind)[0]
+        if bound != resource.RLIM_INFINITY:
+            bounds.append(bound - (_status_bytes(used) or 0))
     return max(0, min(bounds)) if bounds else None
 
 

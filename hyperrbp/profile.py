@@ -66,7 +66,7 @@ def profile_meta_step(experiment: Experiment, folder: Path) -> dict[str, int]:
         trace.export_chrome_trace(str(folder / "trace.json"))
     except OSError as error:
         raise StorageError(f"{folder}: {error.strerror or error}") from error
-    with SavedBytes() as saved, LiveBytes() as live:
+    with SavedBytes(*experiment.data_tensors) as saved, LiveBytes() as live:
         meta_step()
     counts = {"live_tensor_bytes": live.peak, "saved_bytes": saved.peak}
     write_atomically(folder / "bytes.json", json.dumps(counts, indent=2) + "\n")

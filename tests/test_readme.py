@@ -47,3 +47,10 @@ def test_its_two_commands_are_shell(purpose):
     (command,) = re.findall(rf"<!-- command: {purpose} -->\n```sh\n(.*?)\n```", README)
     subprocess.run(["bash", "-n", "-c", command], check=True)
     assert command.startswith("python3 -m venv")
+
+
+@pytest.mark.parametrize("result", ["speed.md", "compare-mnist.md"])
+def test_measured_tables_are_those_of_the_benchmarks(result):
+    text = (ROOT / "benchmarks" / "results" / result).read_text().strip()
+    assert len(text.splitlines()) > 10
+    assert text in README

@@ -147,7 +147,8 @@ BAD = [
         "gradient.options.rbp.z00",
         "unknown key; did you mean z0?",
     ),
-    ("gradient: {options: {bptt: {a: 1}}}", 1, "gradient.options.bptt.a", "no options here"),
+    ("gradient: {options: {bptt: {a: 1}}}", 1, "gradient.options.bptt.a", "one of keep"),
+    ("gradient: {options: {bptt: {keep: graphs}}}", 1, "gradient.options.bptt.keep", "graph"),
     ("<<: {seed: 3}", 1, "<<", "unknown key"),
     ("'': 3", 1, "''", "unknown key"),
     # unknown names

@@ -47,6 +47,7 @@ UPDATES: dict[str, Update] = {
 
 
 _Rates = tuple[Tensor, Tensor, Tensor]
+"""(± α, β, gain) of one parameter tensor, shape () each."""
 
 
 class TrainingRun(Problem):
@@ -154,12 +155,11 @@ class TrainingRun(Problem):
 
     def step(self, h: Tensor, theta: Tensor, x: Batch) -> Tensor:
         """One update of the weights and velocities, shape (2N,)."""
-        w = torch.split(h, self.weights)[0]
+        w, v = torch.split(h, self.weights)
         if torch.is_grad_enabled() and h.requires_grad:
             g = self.objective.differentiable_gradient(w, x)
         else:
             g = flat(self.objective.gradient(self.objective.pieces(w.detach()), x))
-        v = torch.split(h, self.weights)[1]
         alpha, beta = self._rates(theta)
         v = torch.addcmul(beta * v, self._update.gain(beta), g)
         return torch.cat([torch.addcmul(w, self._update.sign * alpha, v), v])
@@ -176,10 +176,7 @@ class TrainingRun(Problem):
             rates = self._rates_by_tensor(theta)
         for t in range(start, stop):
             g = self.objective.gradient(w, self.input(t))
-            with torch.no_grad():
-                for w_i, v_i, g_i, (signed, beta, gain) in zip(w, v, g, rates, strict=True):
-                    v_i.mul_(beta).addcmul_(gain, g_i)
-                    w_i.addcmul_(signed, v_i)
+            _update_in_place(w, v, g, rates)
             yield h
 
     def transposed_at(self, h: Tensor, theta: Tensor) -> Callable[[Batch, Tensor], Tensor]:
@@ -227,11 +224,7 @@ class TrainingRun(Problem):
             h = h.detach()
             g, (_, v) = self.objective.pieces(mean), self._halves(h)
             image = h.clone()
-            for w_i, v_i, g_i, (signed, beta, gain) in zip(
-                *self._halves(image), g, self._rates_by_tensor(theta), strict=True
-            ):
-                v_i.mul_(beta).addcmul_(gain, g_i)
-                w_i.addcmul_(signed, v_i)
+            _update_in_place(*self._halves(image), g, self._rates_by_tensor(theta))
         return image, lambda u: self._along_theta(theta, v, g, u)
 
     def _adjoint_of_velocity(
@@ -315,7 +308,6 @@ class TrainingRun(Problem):
         return self.objective.pieces(w), self.objective.pieces(v)
 
     def _rates_by_tensor(self, theta: Tensor) -> list[_Rates]:
-        """(± α, β, gain) of every parameter tensor, shape () each."""
         a, b = theta.detach().chunk(2)
         signed, beta = self._update.sign * a.exp(), b.sigmoid()
         gain = self._update.gain(beta)
@@ -333,5 +325,10 @@ class TrainingRun(Problem):
         )
 
 
-def _flat(pieces: Sequence[Tensor]) -> Tensor:
-    return torch.cat([piece.reshape(-1) for piece in pieces])
+def _update_in_place(
+    w: Sequence[Tensor], v: Sequence[Tensor], g: Sequence[Tensor], rates: Sequence[_Rates]
+) -> None:
+    with torch.no_grad():
+        for w_i, v_i, g_i, (signed, beta, gain) in zip(w, v, g, rates, strict=True):
+            v_i.mul_(beta).addcmul_(gain, g_i)
+            w_i.addcmul_(signed, v_i)

@@ -87,7 +87,9 @@ def tables(document: Mapping[str, Any]) -> RenderableType:
     for title, columns in _sections(document):
         table = Table(box=SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
         for name, _ in columns:
-            table.add_column(name, justify="left" if name in _LEFT else "right")
+            table.add_column(
+                name, justify="left" if name in _LEFT else "right", no_wrap=name in _WHOLE
+            )
         for row in document["rows"]:
             table.add_row(*(show(row) for _, show in columns))
         parts.append(table)
@@ -110,8 +112,10 @@ def comma_separated(document: Mapping[str, Any]) -> str:
     """Every number of every row, nested ones as ``a.b``; what is missing is empty."""
     rows = [dict(_flattened(row)) for row in document["rows"]]
     names = list(dict.fromkeys(name for row in rows for name in row))
+    # A failed row has nothing in place of what is nested in the others.
+    names = [name for name in names if not any(other.startswith(f"{name}.") for other in names)]
     text = io.StringIO()
-    writer = csv.DictWriter(text, names, restval="")
+    writer = csv.DictWriter(text, names, restval="", extrasaction="ignore")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
@@ -198,6 +202,7 @@ def _sections(document: Mapping[str, Any]) -> list[tuple[str, list[Column]]]:
 
 
 _LEFT = ("method", "status")
+_WHOLE = ("method", "seconds", "time ×", "kept ×")
 
 
 def _seconds(row: Row) -> str:
@@ -215,7 +220,7 @@ def _ratio(row: Row, key: str, paper: str | None = None) -> str:
     if row[key] is None:
         return ""
     published = row[paper] if paper else None
-    return f"{row[key]:.3g}" + ("" if published is None else f" (paper {published:.3g})")
+    return f"{row[key]:.3g}" + ("" if published is None else f" ({published:.3g})")
 
 
 def _bytes(count: int | None) -> str:
@@ -244,9 +249,13 @@ def _notes(document: Mapping[str, Any]) -> Sequence[str]:
     ]
     if any(row["paper_time_ratio"] for row in rows):
         notes.append(
-            "(paper): Table 3 of Liao et al. 2018 at the same T and K, whose memory metric and GPU"
+            "(…): Table 3 of Liao et al. 2018 at the same T and K, whose memory metric and GPU"
             " are not named."
         )
+    notes += [
+        f"T = {steps}: the exact gradient is unknown: {why}"
+        for steps, why in document["baseline"]["exact_unknown"].items()
+    ]
     notes += [
         f"{row['label']}, K = {row['trunc'] or '–'}, T = {row['train_steps']}:"
         f" {row['status']}: {row['message']}"

@@ -101,10 +101,12 @@ def draw_costs(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
         raise UsageError("no method was measured: there is nothing to draw")
     lengths = sorted({row["train_steps"] for row in measured})
     truncs = sorted({row["trunc"] for row in measured if row["trunc"] is not None})
-    against = [("trunc", f"K (T = {lengths[-1]})", truncs)]
-    if len(lengths) > 1:
-        middle = truncs[len(truncs) // 2] if truncs else None
-        against.append(("train_steps", f"T (K = {middle})", lengths))
+    middle = truncs[len(truncs) // 2] if truncs else None
+    against = []
+    if truncs:
+        against.append(("trunc", f"K (T = {lengths[-1]})", truncs))
+    if len(lengths) > 1 or not truncs:
+        against.append(("train_steps", "T" + (f" (K = {middle})" if middle else ""), lengths))
     figure, grid = plt.subplots(
         2, len(against), figsize=(4.6 * len(against), 6.4), layout="constrained", squeeze=False
     )
@@ -120,14 +122,14 @@ def draw_costs(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
                 if key == "trunc":
                     points = [r for r in of_label if r["train_steps"] == lengths[-1]]
                     level = [r for r in points if r["trunc"] is None]
-                    if level and ticks:
+                    if level:
                         axis.axhline(level[0][cost], color=f"C{number}", ls="--", label=label)
                         continue
                 else:
                     points = [r for r in of_label if r["trunc"] in (None, middle)]
                 _cost_curve(axis, points, key, cost, label, f"C{number}")
             axis.set(xscale="log", yscale="log", xlabel=title, ylabel=name)
-            axis.set_xticks(ticks or [1], [str(tick) for tick in ticks or [1]])
+            axis.set_xticks(ticks, [str(tick) for tick in ticks])
             axis.xaxis.minorticks_off()
             axis.grid(alpha=0.3)
             axis.legend(frameon=False, fontsize="x-small")

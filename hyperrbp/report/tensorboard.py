@@ -112,9 +112,12 @@ def write_comparison(document: Mapping[str, Any], events: Path) -> None:
     """Cost and rightness of every method against K, and against T if there are several."""
     rows = [row for row in document["rows"] if row["seconds"] is not None]
     several = len({row["train_steps"] for row in rows}) > 1
+    truncs = sorted({row["trunc"] for row in rows if row["trunc"] is not None})
     with SummaryWriter(str(events)) as writer:
         for row in rows:
-            curves = [] if row["trunc"] is None else [("K", row["trunc"], "T", row["train_steps"])]
+            # What has no use for K is a level line over all of them.
+            levels = truncs if row["trunc"] is None else [row["trunc"]]
+            curves = [("K", trunc, "T", row["train_steps"]) for trunc in levels]
             if several:
                 curves.append(("T", row["train_steps"], "K", row["trunc"]))
             for axis, step, other, value in curves:
