@@ -1164,32 +1164,30 @@ def scalars_in(folder):
 
 def test_tensorboard_has_costs_against_k(tmp_path):
     write_comparison(made(ROWS), tmp_path)
-    scalars = scalars_in(tmp_path)
+    assert {run.name for run in tmp_path.iterdir()} == {"neumann_T_1000", "bptt_T_1000"}
+    scalars = scalars_in(tmp_path / "neumann_T_1000")
     keys = {
         "seconds", "saved_bytes", "peak_bytes", "flops", "time_ratio", "memory_ratio", "cosine",
         "sign_agreement", "norm_ratio",
     }  # fmt: skip
-    names = {tag.split("/")[1] for tag in scalars}
-    assert names == {"neumann_T_1000", "bptt_T_1000"}
-    assert {tag for tag in scalars if "neumann" in tag} == {
-        f"{key}_against_K/neumann_T_1000" for key in keys
-    }
-    level = scalars["time_ratio_against_K/bptt_T_1000"]
+    assert set(scalars) == {f"{key}/against_K" for key in keys}
+    assert scalars["seconds/against_K"] == {10: 0.25, 50: 0.5}
+    assert scalars["cosine/against_K"] == {10: 0.5}
+    level = scalars_in(tmp_path / "bptt_T_1000")["time_ratio/against_K"]
     assert level == {10: 1, 50: 1}, "what has no use for K is a level line"
-    assert scalars["seconds_against_K/neumann_T_1000"] == {10: 0.25, 50: 0.5}
-    assert scalars["cosine_against_K/neumann_T_1000"] == {10: 0.5}
 
 
 def test_tensorboard_has_costs_against_t_if_there_are_several(tmp_path):
     write_comparison(made(LEVEL + LINEAR), tmp_path)
-    scalars = scalars_in(tmp_path)
-    assert {tag.split("/")[1] for tag in scalars} == {
+    assert {run.name for run in tmp_path.iterdir()} == {
         "bptt", "bptt_T_100", "bptt_T_1000", "tbptt_T_100", "tbptt_T_1000", "tbptt_K_10",
         "tbptt_K_100",
     }  # fmt: skip
-    assert scalars["seconds_against_T/bptt"] == {100: 2, 1000: 20}
-    assert scalars["saved_bytes_against_T/tbptt_K_10"] == {100: 100, 1000: 100}
-    assert scalars["saved_bytes_against_K/tbptt_T_100"] == {10: 100, 100: 10_000}
+    assert scalars_in(tmp_path / "bptt")["seconds/against_T"] == {100: 2, 1000: 20}
+    along_t = scalars_in(tmp_path / "tbptt_K_10")
+    assert along_t["saved_bytes/against_T"] == {100: 100, 1000: 100}
+    along_k = scalars_in(tmp_path / "tbptt_T_100")
+    assert along_k["saved_bytes/against_K"] == {10: 100, 100: 10_000}
 
 
 # --- the command line ----------------------------------------------------------------------------

@@ -176,7 +176,7 @@ def _sections(document: Mapping[str, Any]) -> list[tuple[str, list[Column]]]:
         ("inner run", lambda row: _phase(row, "inner run")),
         ("meta-gradient", lambda row: _phase(row, "meta-gradient")),
         ("time ×", lambda row: _ratio(row, "time_ratio", "paper_time_ratio")),
-        ("GFLOP", lambda row: "" if row["flops"] is None else f"{row['flops'] / 1e9:.3g}"),
+        ("GFLOP", lambda row: "" if row["flops"] is None else _digits(row["flops"] / 1e9)),
         ("products", lambda row: "" if row["products"] is None else str(row["products"])),
     ]
     memory: list[Column] = [
@@ -220,7 +220,11 @@ def _ratio(row: Row, key: str, paper: str | None = None) -> str:
     if row[key] is None:
         return ""
     published = row[paper] if paper else None
-    return f"{row[key]:.3g}" + ("" if published is None else f" ({published:.3g})")
+    return _digits(row[key]) + ("" if published is None else f" ({published:.3g})")
+
+
+def _digits(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def _bytes(count: int | None) -> str:

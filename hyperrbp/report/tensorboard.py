@@ -109,23 +109,30 @@ def _slug(phase: str) -> str:
 
 
 def write_comparison(document: Mapping[str, Any], events: Path) -> None:
-    """Cost and rightness of every method against K, and against T if there are several."""
+    """Cost and rightness against K, and against T if there are several: one run a method.
+
+    So that the methods stand in one chart.
+    """
     rows = [row for row in document["rows"] if row["seconds"] is not None]
     several = len({row["train_steps"] for row in rows}) > 1
     truncs = sorted({row["trunc"] for row in rows if row["trunc"] is not None})
-    with SummaryWriter(str(events)) as writer:
-        for row in rows:
-            # What has no use for K is a level line over all of them.
-            levels = truncs if row["trunc"] is None else [row["trunc"]]
-            curves = [("K", trunc, "T", row["train_steps"]) for trunc in levels]
-            if several:
-                curves.append(("T", row["train_steps"], "K", row["trunc"]))
-            for axis, step, other, value in curves:
-                fixed = "" if value is None else f"_{other}_{value}"
-                name = f"{_slug(row['label']).replace(':', '_')}{fixed}"
-                for key in _AGAINST:
-                    if row[key] is not None:
-                        writer.add_scalar(f"{key}_against_{axis}/{name}", row[key], step)
+    curves: dict[str, dict[tuple[str, int], float]] = {}
+    for row in rows:
+        # What has no use for K is a level line over all of them.
+        levels = truncs if row["trunc"] is None else [row["trunc"]]
+        points = [("K", trunc, "T", row["train_steps"]) for trunc in levels]
+        if several:
+            points.append(("T", row["train_steps"], "K", row["trunc"]))
+        for axis, step, other, value in points:
+            fixed = "" if value is None else f"_{other}_{value}"
+            curve = curves.setdefault(row["label"].replace(":", "_") + fixed, {})
+            for key in _AGAINST:
+                if row[key] is not None:
+                    curve[f"{key}/against_{axis}", step] = row[key]
+    for name, curve in curves.items():
+        with SummaryWriter(str(events / name)) as writer:
+            for (tag, step), value in curve.items():
+                writer.add_scalar(tag, value, step)
 
 
 _AGAINST = (
