@@ -70,26 +70,26 @@ stderr = _Stderr(stderr=True, markup=False)
 
 
 _STOPPED = {
-    signal.SIGINT: "interrupted; go on with --resume",
-    signal.SIGTERM: "terminated; go on with --resume",
+    signal.SIGINT: "interrupted",
+    signal.SIGTERM: "terminated",
 }
 _GRACE = 2.0
 """Seconds from a signal to the end, come what may: a checkpoint is whole at any time."""
 
 
 @contextmanager
-def _faults_to_exit_codes() -> Iterator[None]:
+def _faults_to_exit_codes(when_stopped: str = "") -> Iterator[None]:
     """One line on stderr and a documented exit code, for everything that can be foreseen."""
     received: list[int] = []
     watchdog: list[threading.Timer] = []
 
     def stop(number: int, frame: FrameType | None) -> NoReturn:
         if received:
-            _leave(received[0])
+            _leave(received[0], when_stopped)
         received.append(number)
         # What is raised between any two instructions can get lost, or leave a lock behind that
         # somebody waits for on the way out.
-        watchdog.append(threading.Timer(_GRACE, _leave, [number]))
+        watchdog.append(threading.Timer(_GRACE, _leave, [number, when_stopped]))
         watchdog[0].daemon = True
         watchdog[0].start()
         raise KeyboardInterrupt
@@ -104,7 +104,7 @@ def _faults_to_exit_codes() -> Iterator[None]:
         if received or isinstance(error, KeyboardInterrupt):
             # Whatever it has become on its way here.
             number = received[0] if received else signal.SIGINT
-            _fail(_STOPPED[signal.Signals(number)], 128 + number)
+            _fail(_STOPPED[signal.Signals(number)] + when_stopped, 128 + number)
         if isinstance(error, HyperrbpError):
             _fail(str(error), error.exit_code)
         if is_out_of_memory(error):
@@ -124,9 +124,9 @@ def _faults_to_exit_codes() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _leave(number: int) -> NoReturn:
+def _leave(number: int, when_stopped: str) -> NoReturn:
     """End at once."""
-    os.write(2, f"hyperrbp: {_STOPPED[signal.Signals(number)]}\n".encode())
+    os.write(2, f"hyperrbp: {_STOPPED[signal.Signals(number)]}{when_stopped}\n".encode())
     os._exit(128 + number)
 
 
@@ -249,7 +249,7 @@ def tune(
 
     hyperrbp tune runs/digits-20260101T000000Z --resume --meta-steps 80
     """
-    with _faults_to_exit_codes():
+    with _faults_to_exit_codes(when_stopped="; go on with --resume"):
         overrides: list[Override] = [
             (flag, key, value)
             for flag, key, value in (
@@ -285,7 +285,9 @@ def compare(
             " Unrolled bptt is always there: ratios are taken to it.",
         ),
     ] = "bptt,tbptt,rbp,cg,neumann",
-    trunc: Annotated[str, typer.Option(metavar="K,…", help="Truncations.")] = "10,50,100",
+    trunc: Annotated[
+        str, typer.Option(metavar="K,…", help="Truncations, as for tune.")
+    ] = "10,50,100",
     train_steps: Annotated[
         int | None, typer.Option(help="T, training steps of the inner run.")
     ] = None,

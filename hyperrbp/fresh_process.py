@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Callable
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, SpawnContext
 from typing import Any
@@ -34,7 +37,7 @@ def call(function: Callable[..., Any], *arguments: Any, heard: Report = lambda _
         HyperrbpError: what it raised.
     """
     context = _context()
-    ours, theirs = context.Pipe(duplex=False)
+    ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs, function, arguments), daemon=True)
     process.start()
     theirs.close()
@@ -65,6 +68,13 @@ def _context() -> SpawnContext | ForkServerContext:
     context.set_forkserver_preload(
         ["hyperrbp.measurement", "torch._inductor.config", "sklearn.datasets"]
     )
+    resource_tracker.ensure_running()  # it unblocks what is blocked below
+    # Ctrl-C goes to the whole group of processes: the server inherits that it does not hear it.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
 
 
@@ -79,8 +89,8 @@ def _silent_end(exit_code: int | None) -> HyperrbpError:
 def _serve(
     connection: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]
 ) -> None:
-    # Ctrl-C goes to the whole group of processes; who waits for this one ends it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who waits for this one ends it
+    threading.Thread(target=_end_with, args=(connection,), daemon=True).start()
     try:
         result = function(*arguments, lambda content: connection.send(("report", content)))
     except Exception as error:
@@ -88,6 +98,14 @@ def _serve(
     else:
         connection.send(("returned", result))
     connection.close()
+
+
+def _end_with(connection: Connection) -> None:
+    """End this process when its caller has left, however that came."""
+    try:
+        connection.recv()
+    except (EOFError, OSError):
+        os._exit(1)
 
 
 def _portable(error: Exception) -> HyperrbpError:

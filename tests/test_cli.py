@@ -582,7 +582,7 @@ cli.app(["ls"])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=20)
     assert (done.returncode, done.stdout) == (143, b"")
-    assert done.stderr == b"hyperrbp: terminated; go on with --resume\n"
+    assert done.stderr == b"hyperrbp: terminated\n"
 
 
 def test_a_signal_that_is_to_be_ignored_is_ignored(monkeypatch):

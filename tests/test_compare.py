@@ -1320,3 +1320,23 @@ def test_a_process_may_not_allocate_more_than_its_limit_of_data():
     assert done.returncode == 0, done.stderr
     free, limited = map(int, done.stdout.split())
     assert 0 < limited <= free // 2
+
+
+@pytest.mark.parametrize("seconds", [2.0, 8.0])
+def test_ctrl_c_ends_a_comparison_with_one_line_and_no_process_left(tmp_path, seconds):
+    """Before the server of fresh processes has started, or while one of them works."""
+    command = [sys.executable, "-m", "hyperrbp", "compare", "digits", "--out", str(tmp_path / "o")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    time.sleep(seconds)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert said.splitlines()[-1] == "hyperrbp: interrupted"
+    assert "Traceback" not in said
+    for _ in range(50):
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    pytest.fail("a process was left behind")
