@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 import torch
@@ -207,8 +208,9 @@ class MeanLinearization:
 class Sensitivity:
     """∂F/∂θ of the mean of F over its population of inputs (or other chunks), at (h, θ).
 
-    The state is held constant, so a training step costs one first-order gradient a chunk. The
-    same pass tells how far h is from a steady state, and which parameters F does not feel at h.
+    The state is held constant, so a training step costs one first-order gradient a chunk, at the
+    first use. The same pass tells how far h is from a steady state, and which parameters F does not
+    feel at h.
     """
 
     def __init__(
@@ -219,16 +221,22 @@ class Sensitivity:
         chunks: Iterable[tuple[float, Input]] | None = None,
     ) -> None:
         self._h, self._parameters = h.detach(), len(theta)
-        image, self._product = problem.mean_theta_pullback(h, theta, chunks)
-        self._residual = float((image - self._h).norm() / self._h.norm())
+        self._pull: Callable[[], tuple[Tensor, Callable[[Tensor], Tensor]]] = partial(
+            problem.mean_theta_pullback, h, theta, chunks
+        )
+
+    @cached_property
+    def _image_and_product(self) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        return self._pull()
 
     def theta_transposed(self, u: Tensor) -> Tensor:
         """(∂F/∂θ)ᵀu, shape (p,)."""
-        return self._product(u)
+        return self._image_and_product[1](u)
 
     def steady_state_residual(self) -> float:
         """‖h − F(h)‖ / ‖h‖: zero at a fixed point (eq. 2)."""
-        return self._residual
+        image, _ = self._image_and_product
+        return float((image - self._h).norm() / self._h.norm())
 
     def structurally_zero(self, generator: torch.Generator, probes: int = 4) -> Tensor:
         """Which parameters F does not feel at h, to rounding: a boolean vector, shape (p,).

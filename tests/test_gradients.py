@@ -589,7 +589,7 @@ def test_bptt_holds_as_many_states_as_it_says(monkeypatch):
     besides = {keep: alive - said for keep, (alive, said) in most.items()}
     assert most["states"][1] == 31
     assert most["checkpoints"][1] == 10
-    assert 0 <= besides["states"] <= besides["checkpoints"] <= besides["states"] + 1 <= 6
+    assert 0 <= besides["states"] <= besides["checkpoints"] <= besides["states"] + 2 <= 6
 
 
 def h_bytes(problem):

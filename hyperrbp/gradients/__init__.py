@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, cast
 
 from hyperrbp.errors import UsageError
-from hyperrbp.gradients.method import Averaging, Hypergradient, Method, Phase, unmetered
+from hyperrbp.gradients.method import Averaging, Hypergradient, Method, Phase, Task, unmetered
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,14 +63,57 @@ def hypergradient(
     Raises:
         UsageError: for an unknown method or option, or a run too short for what is asked.
     """
+    from hyperrbp.dynamics import Sensitivity
+
+    chosen = chosen_method(method, options)
+    task = make_task(problem, theta, chosen, trunc, averaging, seed, step)
+    with phase("inner run"):
+        run = chosen.run(task)
+    with phase("meta-gradient"):
+        loss, g = problem.loss_and_gradient(run.state)
+        sensitivity = Sensitivity(problem, run.state, theta)
+        found = chosen.differentiate(task, run, g, sensitivity)
+        return Hypergradient(
+            **vars(found),
+            loss=loss,
+            state=run.state,
+            structurally_zero=sensitivity.structurally_zero(task.generator),
+            steady_state_residual=sensitivity.steady_state_residual(),
+            trajectory_bytes=chosen.states_kept(problem.steps) * run.state.nbytes,
+        )
+
+
+def chosen_method(method: str | Method, options: Mapping[str, Any] | None = None) -> Method:
+    """The method of a registered name with its options, or the one that is given.
+
+    Raises:
+        UsageError: for an unknown method or option.
+    """
+    if not isinstance(method, str):
+        return method
+    try:
+        return method_class(method)(**(options or {}))
+    except TypeError as error:
+        raise UsageError(f"gradient method '{method}': {error}") from None
+
+
+def make_task(
+    problem: Problem,
+    theta: Tensor,
+    method: Method,
+    trunc: int,
+    averaging: Averaging | None = None,
+    seed: int = 0,
+    step: int = 0,
+) -> Task:
+    """What a method is to differentiate; see :func:`hypergradient`.
+
+    Raises:
+        UsageError: for a run too short for what is asked.
+    """
     from hyperrbp.randomness import generator
 
     averaging = averaging or Averaging()
-    if isinstance(method, str):
-        try:
-            method = method_class(method)(**(options or {}))
-        except TypeError as error:
-            raise UsageError(f"gradient method '{method}': {error}") from None
     if trunc < 1 or averaging.minibatches < 1 or averaging.series < 1:
         raise UsageError("trunc, minibatches and series are at least 1")
     needed = method.steps_needed(trunc, averaging)
@@ -79,7 +122,16 @@ def hypergradient(
             f"{method.name} with trunc {trunc} over {averaging.minibatches} minibatches needs a run"
             f" of at least {needed} steps, not {problem.steps}"
         )
-    return method(problem, theta, trunc, averaging, generator(seed, method.name, step), phase)
+    return Task(problem, theta, trunc, averaging, generator(seed, method.name, step))
 
 
-__all__ = ["METHODS", "Averaging", "Hypergradient", "Method", "hypergradient", "method_class"]
+__all__ = [
+    "METHODS",
+    "Averaging",
+    "Hypergradient",
+    "Method",
+    "chosen_method",
+    "hypergradient",
+    "make_task",
+    "method_class",
+]

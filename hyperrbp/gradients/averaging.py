@@ -29,38 +29,42 @@ from hyperrbp.dynamics import (
     Jacobian,
     Linearization,
     MeanLinearization,
-    Problem,
     Sensitivity,
 )
 from hyperrbp.errors import UsageError
-from hyperrbp.gradients.method import Averaging, Solution, Status
+from hyperrbp.gradients.method import Solution, Status, Task
 
 
 @dataclass(frozen=True)
 class _Setting:
-    problem: Problem
-    theta: Tensor
+    task: Task
     h: Tensor
-    steps: range
-    """The last M: their inputs are fetched when needed, so that one is held at a time."""
     everywhere: Sensitivity
-    series: int
     solve: Callable[[Jacobian], Solution]
+
+    @property
+    def steps(self) -> range:
+        """The last M: their inputs are fetched when needed, so that one is held at a time."""
+        return range(self.task.problem.steps)[-self.task.averaging.minibatches :]
+
+    def linearized_at(self, t: int) -> Linearization:
+        """The update on the minibatch of step t, at h."""
+        problem = self.task.problem
+        return Linearization(problem, self.h, self.task.theta, problem.input(t))
 
 
 class _Resampled:
     """A Jacobian that moves on to the next minibatch at every product."""
 
     def __init__(self, setting: _Setting, start: int) -> None:
-        self._setting = setting
-        self._product = setting.problem.transposed_at(setting.h, setting.theta)
+        self._problem, self._steps = setting.task.problem, setting.steps
+        self._product = self._problem.transposed_at(setting.h, setting.task.theta)
         self._next = start
 
     def transposed(self, u: Tensor) -> Tensor:
-        s = self._setting
-        t = s.steps[self._next % len(s.steps)]
+        t = self._steps[self._next % len(self._steps)]
         self._next += 1
-        return self._product(s.problem.input(t), u)
+        return self._product(self._problem.input(t), u)
 
     def forward(self, v: Tensor) -> Tensor:
         raise UsageError("a Jacobian that is resampled at every product has no J v")
@@ -84,21 +88,23 @@ def _sample(solution: Solution, theta_transposed: Callable[[Tensor], Tensor]) ->
 def _frozen(s: _Setting) -> list[Sample]:
     samples = []
     for t in s.steps:
-        update = Linearization(s.problem, s.h, s.theta, s.problem.input(t))
+        update = s.linearized_at(t)
         samples.append(_sample(s.solve(update), update.theta_transposed))
     return samples
 
 
 def _resampled(s: _Setting) -> list[Sample]:
-    starts = [i * len(s.steps) // s.series for i in range(s.series)]
+    series = min(s.task.averaging.series, s.task.averaging.minibatches)
+    starts = [i * len(s.steps) // series for i in range(series)]
     return [
         _sample(s.solve(_Resampled(s, start)), s.everywhere.theta_transposed) for start in starts
     ]
 
 
 def _mean(s: _Setting) -> list[Sample]:
-    chunks = list(s.problem.merge([s.problem.input(t) for t in s.steps]))
-    solution = s.solve(MeanLinearization(s.problem, s.h, s.theta, chunks))
+    problem, theta = s.task.problem, s.task.theta
+    chunks = list(problem.merge([problem.input(t) for t in s.steps]))
+    solution = s.solve(MeanLinearization(problem, s.h, theta, chunks))
     return [_sample(solution, s.everywhere.theta_transposed)]
 
 
@@ -111,34 +117,21 @@ ESTIMATORS: dict[str, Callable[[_Setting], list[Sample]]] = {
 
 def estimate(
     estimator: str,
-    averaging: Averaging,
-    everywhere: Sensitivity,
-    problem: Problem,
-    theta: Tensor,
+    task: Task,
     h: Tensor,
+    everywhere: Sensitivity,
     solve: Callable[[Jacobian], Solution],
 ) -> list[Sample]:
     """The hypergradients at h that one of ESTIMATORS would average, and where each came from.
 
     Args:
         estimator: a name in ESTIMATORS.
-        averaging: over how many minibatches and series.
-        everywhere: ∂F̄/∂θ at h, over all inputs.
-        problem: what was run.
-        theta: at what, shape (p,).
+        task: what was run, and over how many minibatches and series to average.
         h: its last state, shape (n,).
+        everywhere: ∂F̄/∂θ at h, over all inputs.
         solve: solves (I − Jᵀ) z = ∂L/∂h for a given Jacobian.
     """
-    setting = _Setting(
-        problem=problem,
-        theta=theta,
-        h=h,
-        steps=range(problem.steps)[-averaging.minibatches :],
-        everywhere=everywhere,
-        series=min(averaging.series, averaging.minibatches),
-        solve=solve,
-    )
-    return ESTIMATORS[estimator](setting)
+    return ESTIMATORS[estimator](_Setting(task, h, everywhere, solve))
 
 
 def mean_and_standard_error(samples: list[Tensor]) -> tuple[Tensor, Tensor | None]:

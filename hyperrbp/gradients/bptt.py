@@ -6,20 +6,12 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from hyperrbp.gradients.method import (
-    Averaging,
-    Hypergradient,
-    Method,
-    Phase,
-    Status,
-    unmetered,
-)
+from hyperrbp.gradients.method import Gradient, Method, Run, Status, Task
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
-    from hyperrbp.dynamics import Problem
+    from hyperrbp.dynamics import Problem, Sensitivity
 
 
 @dataclass(frozen=True)
@@ -48,89 +40,81 @@ class Bptt(Method):
     def _stretch(self, steps: int) -> int:
         return steps if self.keep == "states" else math.isqrt(steps - 1) + 1
 
-    def __call__(
-        self,
-        problem: Problem,
-        theta: Tensor,
-        trunc: int,
-        averaging: Averaging,
-        generator: torch.Generator,
-        phase: Phase = unmetered,
-    ) -> Hypergradient:
-        """Run forth and back."""
-        from hyperrbp.dynamics import Sensitivity
+    def run(self, task: Task) -> Run:
+        """With one graph through all updates, or keeping states."""
+        return self._run_with_graph(task) if self.keep == "graph" else self._run_with_states(task)
 
-        walk = self._unrolled if self.keep == "graph" else self._recomputed
-        h, loss, gradient = walk(problem, theta.detach(), phase)
-        with phase("meta-gradient"):
-            at_end = Sensitivity(problem, h, theta)
-            return Hypergradient(
-                gradient=gradient,
-                standard_error=None,
-                samples=1,
-                loss=loss,
-                state=h,
-                residuals=[],
-                status=Status.EXACT if gradient.isfinite().all() else Status.NON_FINITE,
-                products=problem.steps,
-                structurally_zero=at_end.structurally_zero(generator),
-                steady_state_residual=at_end.steady_state_residual(),
-                trajectory_bytes=self.states_kept(problem.steps) * h.nbytes,
-            )
+    def differentiate(self, task: Task, run: Run, g: Tensor, sensitivity: Sensitivity) -> Gradient:
+        """All the way back."""
+        walk = self._through_graph if self.keep == "graph" else self._through_states
+        return Gradient(
+            gradient=walk(task, run, g),
+            standard_error=None,
+            samples=1,
+            residuals=[],
+            status=Status.EXACT,
+            products=task.problem.steps,
+        )
 
     @staticmethod
-    def _unrolled(problem: Problem, theta: Tensor, phase: Phase) -> tuple[Tensor, Tensor, Tensor]:
+    def _run_with_graph(task: Task) -> Run:
         import torch
 
-        with phase("inner run"), torch.enable_grad():
-            theta = theta.requires_grad_()
+        problem = task.problem
+        with torch.enable_grad():
+            theta = task.theta.detach().requires_grad_()
             # The state carries a gradient from the start, so that every update is differentiated
             # twice and costs the same.
             h = problem.initial_state().detach().requires_grad_()
             for t in range(problem.steps):
                 h = problem.step(h, theta, problem.input(t))
-        with phase("meta-gradient"):
-            last = h.detach()
-            loss, g = problem.loss_and_gradient(last)
-            (gradient,) = torch.autograd.grad(h, theta, g, materialize_grads=True)
-            return last, loss, gradient
+        return Run(h.detach(), [h, theta])
 
-    def _recomputed(
-        self, problem: Problem, theta: Tensor, phase: Phase
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    @staticmethod
+    def _through_graph(task: Task, run: Run, g: Tensor) -> Tensor:
         import torch
 
+        theta, h = run.kept.pop(), run.kept.pop()
+        gradient: Tensor
+        (gradient,) = torch.autograd.grad(h, theta, g, materialize_grads=True)
+        return gradient
+
+    def _run_with_states(self, task: Task) -> Run:
+        problem, theta = task.problem, task.theta.detach()
         length = self._stretch(problem.steps)
-        starts = range(0, problem.steps, length)
         stretch: list[Tensor] = []
-        with phase("inner run"):
-            h = problem.initial_state()
-            checkpoints = []
-            for start in starts:
-                checkpoints.append(h)
-                # The last stretch is the first to be walked back: its states are at hand.
+        h = problem.initial_state()
+        checkpoints = []
+        for start in range(0, problem.steps, length):
+            checkpoints.append(h)
+            # The last stretch is the first to be walked back: its states are at hand.
+            stop = min(start + length, problem.steps)
+            if stop == problem.steps:
+                stretch = _trajectory(problem, theta, start, stop, h)
+                h = stretch.pop()
+            else:
+                h = problem.run(theta, start, stop, h)
+        return Run(h, (checkpoints, stretch))
+
+    def _through_states(self, task: Task, run: Run, g: Tensor) -> Tensor:
+        import torch
+
+        problem, theta = task.problem, task.theta.detach()
+        length = self._stretch(problem.steps)
+        checkpoints, stretch = run.kept
+        adjoint, gradient = g, torch.zeros_like(theta)
+        pullback = problem.pullback_at(theta)
+        for start in reversed(range(0, problem.steps, length)):
+            h = checkpoints.pop()
+            if not stretch:
                 stop = min(start + length, problem.steps)
-                if stop == problem.steps:
-                    stretch = _trajectory(problem, theta, start, stop, h)
-                    h = stretch.pop()
-                else:
-                    h = problem.run(theta, start, stop, h)
-            last = h
-        with phase("meta-gradient"):
-            loss, adjoint = problem.loss_and_gradient(last)
-            gradient = torch.zeros_like(theta)
-            pullback = problem.pullback_at(theta)
-            for start in reversed(starts):
-                h = checkpoints.pop()
-                if not stretch:
-                    stop = min(start + length, problem.steps)
-                    stretch = _trajectory(problem, theta, start, stop - 1, h)
-                stretch.insert(0, h)
-                while stretch:
-                    t = start + len(stretch) - 1
-                    adjoint, along_theta = pullback(stretch.pop(), problem.input(t), adjoint)
-                    gradient += along_theta
-            return last, loss, gradient
+                stretch = _trajectory(problem, theta, start, stop - 1, h)
+            stretch.insert(0, h)
+            while stretch:
+                t = start + len(stretch) - 1
+                adjoint, along_theta = pullback(stretch.pop(), problem.input(t), adjoint)
+                gradient += along_theta
+        return gradient
 
 
 def _trajectory(problem: Problem, theta: Tensor, start: int, stop: int, h: Tensor) -> list[Tensor]:

@@ -6,21 +6,13 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
 from hyperrbp.errors import UsageError
-from hyperrbp.gradients.method import (
-    Averaging,
-    Hypergradient,
-    Method,
-    Phase,
-    Solution,
-    Status,
-    unmetered,
-)
+from hyperrbp.gradients.method import Averaging, Gradient, Method, Run, Solution, Status, Task
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from hyperrbp.dynamics import Jacobian, Problem
+    from hyperrbp.dynamics import Jacobian, Sensitivity
 
 
 class ImplicitMethod(Method):
@@ -37,50 +29,31 @@ class ImplicitMethod(Method):
     ) -> Solution:
         """z with (I − Jᵀ) z ≈ g, from at most ``trunc`` steps; ``g`` is left as it is."""
 
-    def __call__(
-        self,
-        problem: Problem,
-        theta: Tensor,
-        trunc: int,
-        averaging: Averaging,
-        generator: torch.Generator,
-        phase: Phase = unmetered,
-    ) -> Hypergradient:
-        """Run without a graph, then solve at h_T and multiply by ∂F/∂θ (eq. 8)."""
-        from hyperrbp.dynamics import Sensitivity
+    def run(self, task: Task) -> Run:
+        """All updates without a graph: the last state is all that is kept."""
+        problem = task.problem
+        return Run(problem.run(task.theta, 0, problem.steps, problem.initial_state()))
+
+    def differentiate(self, task: Task, run: Run, g: Tensor, sensitivity: Sensitivity) -> Gradient:
+        """Solve at h_T and multiply by ∂F/∂θ (eq. 8)."""
         from hyperrbp.gradients.averaging import estimate, mean_and_standard_error
 
-        estimator = self._estimator(averaging)
-        with phase("inner run"):
-            h = problem.run(theta, 0, problem.steps, problem.initial_state())
-        with phase("meta-gradient"):
-            loss, g = problem.loss_and_gradient(h)
-            everywhere = Sensitivity(problem, h, theta)
-            samples = estimate(
-                estimator,
-                averaging,
-                everywhere,
-                problem,
-                theta,
-                h,
-                solve=lambda jacobian: self.solve(jacobian, g, trunc, generator),
-            )
-            mean, error = mean_and_standard_error([sample.gradient for sample in samples])
-            statuses = [sample.status for sample in samples]
-            if not mean.isfinite().all():
-                statuses.append(Status.NON_FINITE)
-            return Hypergradient(
-                gradient=mean,
-                standard_error=error,
-                samples=len(samples),
-                loss=loss,
-                state=h,
-                residuals=[sample.residuals for sample in samples],
-                status=Status.worst(statuses),
-                products=sum(sample.products for sample in samples),
-                structurally_zero=everywhere.structurally_zero(generator),
-                steady_state_residual=everywhere.steady_state_residual(),
-            )
+        samples = estimate(
+            self._estimator(task.averaging),
+            task,
+            run.state,
+            sensitivity,
+            solve=lambda jacobian: self.solve(jacobian, g, task.trunc, task.generator),
+        )
+        mean, error = mean_and_standard_error([sample.gradient for sample in samples])
+        return Gradient(
+            gradient=mean,
+            standard_error=error,
+            samples=len(samples),
+            residuals=[sample.residuals for sample in samples],
+            status=Status.worst([sample.status for sample in samples]),
+            products=sum(sample.products for sample in samples),
+        )
 
     def _estimator(self, averaging: Averaging) -> str:
         name = averaging.estimator

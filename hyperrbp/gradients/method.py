@@ -20,16 +20,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     import torch
     from pydantic import ConfigDict
     from torch import Tensor
 
-    from hyperrbp.dynamics import Problem
+    from hyperrbp.dynamics import Problem, Sensitivity
 
 
 class Status(StrEnum):
@@ -89,8 +89,8 @@ class Solution:
 
 
 @dataclass
-class Hypergradient:
-    """dL(h_T)/dθ as a method sees it, and what there is to know about it."""
+class Gradient:
+    """dL(h_T)/dθ as a method found it."""
 
     gradient: Tensor
     """Shape (p,)."""
@@ -98,15 +98,30 @@ class Hypergradient:
     """Of the mean over minibatches, series or end points, shape (p,); None for a single one."""
     samples: int
     """How many gradients were averaged."""
-    loss: Tensor
-    """L(h_T), shape ()."""
-    state: Tensor
-    """h_T, shape (n,)."""
     residuals: list[list[float]]
     """One residual trace a solve; empty for methods that solve nothing."""
     status: Status
     products: int
     """Jacobian products spent, all solves together."""
+
+    def __post_init__(self) -> None:
+        if not self.gradient.isfinite().all():
+            self.status = Status.NON_FINITE
+
+    @property
+    def residual(self) -> float | None:
+        """The largest last residual of the solves."""
+        return max((trace[-1] for trace in self.residuals if trace), default=None)
+
+
+@dataclass
+class Hypergradient(Gradient):
+    """A gradient, with the run that it was taken on and what there is to know about that."""
+
+    loss: Tensor
+    """L(h_T), shape ()."""
+    state: Tensor
+    """h_T, shape (n,)."""
     structurally_zero: Tensor
     """Which parameters F does not feel at h_T: boolean, shape (p,)."""
     steady_state_residual: float
@@ -114,10 +129,29 @@ class Hypergradient:
     trajectory_bytes: int = 0
     """The most bytes of states that the method kept at once for its way back, graphs aside."""
 
-    @property
-    def residual(self) -> float | None:
-        """The largest last residual of the solves."""
-        return max((trace[-1] for trace in self.residuals if trace), default=None)
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be differentiated, and how."""
+
+    problem: Problem
+    theta: Tensor
+    """Shape (p,)."""
+    trunc: int
+    """K."""
+    averaging: Averaging
+    generator: torch.Generator
+    """Of what a method draws."""
+
+
+@dataclass
+class Run:
+    """A run as a method leaves it behind on its way forth."""
+
+    state: Tensor
+    """h_T, shape (n,), without a graph."""
+    kept: Any = field(default=None, repr=False)
+    """What the method needs on its way back; no one else looks into it."""
 
 
 Phase = Callable[[str], AbstractContextManager[object]]
@@ -151,13 +185,12 @@ class Method(ABC):
         return 0
 
     @abstractmethod
-    def __call__(
-        self,
-        problem: Problem,
-        theta: Tensor,
-        trunc: int,
-        averaging: Averaging,
-        generator: torch.Generator,
-        phase: Phase = unmetered,
-    ) -> Hypergradient:
-        """Run the problem at ``theta`` and differentiate its loss."""
+    def run(self, task: Task) -> Run:
+        """The way forth: all T updates, keeping what the way back needs and no more."""
+
+    @abstractmethod
+    def differentiate(self, task: Task, run: Run, g: Tensor, sensitivity: Sensitivity) -> Gradient:
+        """The way back from g = ∂L/∂h at the last state, once: what the run kept is used up.
+
+        ``sensitivity`` is ∂F/∂θ at the last state.
+        """
