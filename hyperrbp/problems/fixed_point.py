@@ -1,0 +1,184 @@
+"""A map with a fixed input, iterated to its steady state (Liao et al. 2018, eq. 1-2).
+
+Its state, parameters and input may be structured as a user likes them; they are flattened here,
+once at the door, so that a gradient method sees two vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hyperrbp.dynamics import Input, Linearization, Problem
+from hyperrbp.errors import UsageError
+
+Parameters = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
+"""One tensor, or several by position or by name."""
+
+Update = Callable[[Tensor, Any, Any], Tensor]
+"""F: (h, parameters, x) → the next h, of the shape of h."""
+
+
+class Flattened:
+    """One tensor, a sequence or a mapping of tensors as one vector, and back.
+
+    Raises:
+        UsageError: if there is anything else in it, or tensors of several dtypes or devices.
+    """
+
+    def __init__(self, structure: Parameters) -> None:
+        self._structure = structure
+        if isinstance(structure, Tensor):
+            self.tensors = [structure]
+        else:
+            self.tensors = list(structure.values() if isinstance(structure, Mapping) else structure)
+        if not self.tensors or not all(isinstance(tensor, Tensor) for tensor in self.tensors):
+            raise UsageError("parameters are a tensor, or a non-empty list or mapping of tensors")
+        if len({(tensor.dtype, tensor.device) for tensor in self.tensors}) > 1:
+            raise UsageError("parameters have to be of one dtype and on one device")
+
+    @property
+    def names(self) -> list[str]:
+        """The keys of a mapping, or the positions."""
+        if isinstance(self._structure, Mapping):
+            return list(self._structure)
+        return [str(i) for i in range(len(self.tensors))]
+
+    def vector(self) -> Tensor:
+        """θ, shape (p,); a single tensor is not copied."""
+        if len(self.tensors) == 1:
+            return self.tensors[0].reshape(-1)
+        return torch.cat([tensor.reshape(-1) for tensor in self.tensors])
+
+    def split(self, vector: Tensor) -> list[Tensor]:
+        """The tensors within a vector."""
+        parts = torch.split(vector, [tensor.numel() for tensor in self.tensors])
+        return [part.view(own.shape) for part, own in zip(parts, self.tensors, strict=True)]
+
+    def arrange(self, tensors: Sequence[Tensor]) -> Any:
+        """Tensors in the structure that they had at the door."""
+        own = self._structure
+        if isinstance(own, Tensor):
+            return tensors[0]
+        if isinstance(own, Mapping):
+            return dict(zip(own, tensors, strict=True))
+        if hasattr(own, "_make"):  # a named tuple
+            return own._make(tensors)
+        return tuple(tensors) if isinstance(own, tuple) else list(tensors)
+
+
+class FixedPoint(Problem):
+    """h ← F(h, parameters, x), T times from h_0, and a loss on the last state.
+
+    Args:
+        update: F, differentiable in the state and the parameters.
+        h0: the state to begin with, of any shape; n is its number of elements.
+        parameters: θ, p numbers in all; their values here are those of :meth:`initial_theta`.
+        x: the input of every update, whatever F takes.
+        updates: T.
+        loss: of the last state, in its shape; without one, only the products can be asked for.
+        settled: updates after the first whose relative change ‖h_{t+1} − h_t‖ / ‖h_{t+1}‖ is at
+            most this are not computed: that state stands for all later ones. 0 computes them all.
+
+    Raises:
+        UsageError: if T is below 1, or the parameters are not tensors.
+    """
+
+    def __init__(
+        self,
+        update: Update,
+        h0: Tensor,
+        parameters: Parameters,
+        x: Any = None,
+        *,
+        updates: int,
+        loss: Callable[[Tensor], Tensor] | None = None,
+        settled: float = 0.0,
+    ) -> None:
+        if updates < 1:
+            raise UsageError(f"a steady state takes at least 1 update, not {updates}")
+        if settled < 0:
+            raise UsageError(f"'settled' is a relative change of at least 0, not {settled:g}")
+        self.steps = updates
+        self._update, self._x, self._loss, self._settled = update, x, loss, settled
+        self._h0 = h0.detach()
+        self._flattened = Flattened(parameters)
+
+    def initial_theta(self) -> Tensor:
+        """The parameters as one vector, shape (p,)."""
+        return self._flattened.vector().detach()
+
+    def shaped(self, h: Tensor) -> Tensor:
+        """A state in the shape that F takes."""
+        return h.view(self._h0.shape)
+
+    def initial_state(self) -> Tensor:
+        """h_0, shape (n,)."""
+        return self._h0.reshape(-1)
+
+    def step(self, h: Tensor, theta: Tensor, x: Input) -> Tensor:
+        """F, shape (n,)."""
+        new = self._update(
+            h.view(self._h0.shape), self._flattened.arrange(self._flattened.split(theta)), x
+        )
+        if new.shape != self._h0.shape:
+            raise UsageError(
+                f"F turned a state of shape {tuple(self._h0.shape)} into {tuple(new.shape)}"
+            )
+        return new.reshape(-1)
+
+    def input(self, t: int) -> Input:
+        """x, whatever the update."""
+        return self._x
+
+    def population(self) -> Iterable[tuple[float, Input]]:
+        """x alone."""
+        return [(1.0, self._x)]
+
+    def merge(self, inputs: Sequence[Input]) -> Iterable[tuple[float, Input]]:
+        """x again: all inputs are the same."""
+        return self.population()
+
+    def loss_and_gradient(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """L(h), shape (), and ∂L/∂h, shape (n,)."""
+        if self._loss is None:
+            raise UsageError("this fixed-point problem was built without a loss")
+        with torch.enable_grad():
+            h = h.detach().requires_grad_()
+            loss = self._loss(h.view(self._h0.shape))
+            (gradient,) = torch.autograd.grad(loss, h, materialize_grads=True)
+        return loss.detach(), gradient
+
+    def states(self, theta: Tensor, start: int, stop: int, h: Tensor) -> Iterator[Tensor]:
+        """h_{start+1}, …, h_stop from h = h_start, without graphs; see ``settled``."""
+        for t in range(start, stop):
+            with torch.no_grad():
+                new = self.step(h, theta, self._x)
+                settled = self._settled and (new - h).norm() <= self._settled * new.norm()
+            h = new
+            yield h
+            if settled:
+                for _ in range(t + 1, stop):
+                    yield h
+                return
+
+    def transposed_at(self, h: Tensor, theta: Tensor) -> Callable[[Input, Tensor], Tensor]:
+        """(x, u) ↦ Jᵀu at (h, θ), shape (n,): x is always the same, so one graph serves all."""
+        linearization = Linearization(self, h, theta, self._x)
+        return lambda x, u: linearization.transposed(u)
+
+    def changes(self, theta: Tensor) -> list[float]:
+        """‖h_t − h_{t−1}‖ for t = 1 … T: how the state becomes steady (Figures 1c, 3c and 3f)."""
+        norms, before = [], self.initial_state()
+        for h in self.states(theta, 0, self.steps, before):
+            norms.append((h - before).norm())
+            before = h.clone()
+        return torch.stack(norms).tolist()
+
+    def describe(self, theta: Tensor) -> Mapping[str, Mapping[str, float]]:
+        """The norm of every parameter tensor."""
+        named = zip(self._flattened.names, self._flattened.split(theta), strict=True)
+        return {"norm": {name: float(tensor.norm()) for name, tensor in named}}

@@ -1,0 +1,124 @@
+"""A graph neural network whose node states come to rest (Scarselli et al. 2009, Li et al. 2016).
+
+Liao et al. 2018, section 5.2: every node sums its neighbours' states and updates its own by a gated
+recurrent unit (Cho et al. 2014); what it has come to after T propagations is classified linearly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hyperrbp.errors import UsageError
+from hyperrbp.problems.convergent import ConvergentNetwork, Recurrence
+
+
+class Messages:
+    """h ↦ A h for a sparse matrix A, as often differentiable as one likes.
+
+    Args:
+        edges: (source, target) pairs, shape (2, E): A has an entry (target, source) for each.
+        nodes: N.
+        aggregation: ``sum``, or ``mean`` over the incoming edges of a node.
+        dtype: of the states.
+    """
+
+    def __init__(
+        self, edges: Tensor, nodes: int, aggregation: str = "sum", dtype: torch.dtype | None = None
+    ) -> None:
+        if aggregation not in ("sum", "mean"):
+            raise UsageError(f"unknown aggregation '{aggregation}'; there are sum, mean")
+        source, target = edges
+        weights = torch.ones(len(source), dtype=dtype, device=edges.device)
+        if aggregation == "mean":
+            weights /= torch.bincount(target, minlength=nodes).to(weights.dtype)[target]
+        # Rows in order, so that each node's sum is taken in one and the same order.
+        self._forth = _compressed(target, source, weights, nodes)
+        self._back = _compressed(source, target, weights, nodes)
+
+    def __call__(self, h: Tensor) -> Tensor:
+        """A h, shape (N, d)."""
+        product: Tensor = _Product.apply(h, self._forth, self._back)
+        return product
+
+
+def _compressed(rows: Tensor, columns: Tensor, weights: Tensor, nodes: int) -> Tensor:
+    order = (rows * nodes + columns).argsort()
+    starts = torch.searchsorted(rows[order], torch.arange(nodes + 1, device=rows.device))
+    return torch.sparse_csr_tensor(starts, columns[order], weights[order], (nodes, nodes))
+
+
+class _Product(torch.autograd.Function):
+    """The derivative of A h is Aᵀ, by the same function again."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, forth: Tensor, back: Tensor) -> Tensor:
+        ctx.matrices = forth, back
+        return forth @ h
+
+    @staticmethod
+    def backward(ctx: Any, u: Tensor) -> tuple[Tensor, None, None]:
+        forth, back = ctx.matrices
+        return _Product.apply(u, back, forth), None, None
+
+
+class GraphNet(ConvergentNetwork):
+    """A GRU that passes messages along the edges of one graph.
+
+    The state is that of all nodes, shape (N, d), and begins with their features. Weights are
+    normal with variance 2/d and biases zero, as in the authors' release.
+
+    Args:
+        edges: (source, target) pairs, both directions of an undirected edge, shape (2, E).
+        nodes: N.
+        dimensions: d, of features and states.
+        classes: of the nodes.
+        aggregation: ``sum`` or ``mean`` of the neighbours.
+        generator: of the initial weights.
+        dtype: of weights and states.
+    """
+
+    def __init__(
+        self,
+        edges: Tensor,
+        nodes: int,
+        dimensions: int,
+        classes: int,
+        *,
+        aggregation: str = "sum",
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.messages = Messages(edges, nodes, aggregation, dtype)
+        self.cell = nn.GRUCell(dimensions, dimensions, dtype=dtype)
+        self.classifier = nn.Linear(dimensions, classes, dtype=dtype)
+        with torch.no_grad():
+            for tensor in self.parameters():
+                if tensor.ndim == 1:
+                    tensor.zero_()
+                else:  # He et al. 2015
+                    tensor.normal_(0.0, math.sqrt(2 / dimensions), generator=generator)
+
+    def recurrence(self, inputs: Tensor) -> Recurrence:
+        """For node features of shape (N, d)."""
+        return Recurrence(self._propagate, inputs, dict(self.cell.named_parameters()), None)
+
+    def _propagate(self, h: Tensor, weights: Mapping[str, Tensor], _: None) -> Tensor:
+        return torch.gru_cell(
+            self.messages(h),
+            h,
+            weights["weight_ih"],
+            weights["weight_hh"],
+            weights["bias_ih"],
+            weights["bias_hh"],
+        )
+
+    def output(self, h: Tensor) -> Tensor:
+        """The logits of all nodes, shape (N, classes)."""
+        logits: Tensor = self.classifier(h)
+        return logits

@@ -1,0 +1,122 @@
+"""The continuous Hopfield network as an associative memory (Hopfield 1984).
+
+Liao et al. 2018, section 5.1: observed, hidden and output neurons with symmetric weights,
+
+    dh_i/dt = −h_i / a + Σ_j w_ij φ(b h_j),   φ(y) = 1 / (1 + exp(−y)),
+
+integrated by Euler steps of length 1. The observed neurons are clamped to an image, and what the
+output neurons come to rest at is the retrieved one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hyperrbp.errors import UsageError
+from hyperrbp.problems.convergent import ConvergentNetwork, Recurrence
+
+
+class Hopfield(ConvergentNetwork):
+    """An associative memory for images of ``observed`` pixels.
+
+    The weights are one square matrix W, of which W + Wᵀ without its diagonal is used. The state is
+    that of the free neurons, hidden before output, shape (B, hidden + observed): what the clamped
+    ones send is the same at every update, and computed once. Images of a batch do not see each
+    other, so that the Jacobian is block diagonal and a batch trains as its images would one by one.
+
+    Args:
+        observed: pixels, and output neurons.
+        hidden: hidden neurons.
+        a: time constant of the leak; at 1 an Euler step forgets the state that it began with.
+        b: slope of φ.
+        readout: ``state``, what the authors' release reads off, or ``activation``, the paper's
+            φ(b h).
+        init_std: of the normal initial weights.
+        generator: of the initial weights.
+    """
+
+    def __init__(
+        self,
+        observed: int = 784,
+        hidden: int = 1024,
+        *,
+        a: float = 1.0,
+        b: float = 0.5,
+        readout: str = "state",
+        init_std: float = 1e-3,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        if readout not in ("state", "activation"):
+            raise UsageError(f"unknown readout '{readout}'; there are state, activation")
+        self.observed, self.hidden, self.a, self.b, self.readout = observed, hidden, a, b, readout
+        neurons = observed + hidden + observed
+        weights = torch.randn(neurons, neurons, generator=generator) * init_std
+        self.weight = nn.Parameter(weights)
+
+    def recurrence(self, inputs: Tensor) -> Recurrence:
+        """For images of shape (B, observed): free neurons at rest, the observed ones clamped."""
+        among_free, drive = self._parameters_for(inputs)
+        at_rest = torch.zeros_like(drive).detach()
+        return Recurrence(self._euler_step, at_rest, [among_free, drive], None)
+
+    def _parameters_for(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """The weights among the free neurons, and what the clamped ones send them."""
+        among_free, from_clamped = _Couplings.apply(self.weight, self.observed)
+        return among_free, torch.sigmoid(self.b * inputs) @ from_clamped
+
+    def _euler_step(self, h: Tensor, parameters: Sequence[Tensor], _: None) -> Tensor:
+        among_free, drive = parameters
+        new = torch.addmm(drive, torch.sigmoid(self.b * h), among_free)
+        return new if self.a == 1 else new + (1 - 1 / self.a) * h
+
+    def output(self, h: Tensor) -> Tensor:
+        """What the output neurons show, shape (B, observed)."""
+        shown = h[:, self.hidden :]
+        return shown if self.readout == "state" else torch.sigmoid(self.b * shown)
+
+    def energy(self, h: Tensor, inputs: Tensor) -> Tensor:
+        """The Lyapunov function of each image's state, shape (B,), without a graph.
+
+        E = −½ xᵀSx − xᵀd + Σ_i (1/a) ∫_0^{x_i} φ⁻¹(ξ)/b dξ with x = φ(b h), up to a constant of
+        the clamped neurons (Hopfield 1984, eq. 7). It falls along the differential equation; under
+        synchronous Euler steps of length 1 it need not.
+        """
+        with torch.no_grad():
+            among_free, drive = self._parameters_for(inputs)
+            x = torch.sigmoid(self.b * h)
+            entropy = torch.special.xlogy(x, x) + torch.special.xlogy(1 - x, 1 - x)
+            energy: Tensor = (
+                entropy / (self.a * self.b) - 0.5 * x * (x @ among_free) - x * drive
+            ).sum(1)
+            return energy
+
+
+class _Couplings(torch.autograd.Function):
+    """W + Wᵀ without its diagonal: (free × free, clamped × free).
+
+    By slices and sums, autograd would fill a whole matrix with zeros for each of four gradients.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, clamped: int) -> tuple[Tensor, Tensor]:
+        ctx.clamped = clamped
+        free = weight[clamped:, clamped:]
+        among_free = (free + free.T).fill_diagonal_(0.0)
+        return among_free, weight[:clamped, clamped:] + weight[clamped:, :clamped].T
+
+    @staticmethod
+    def backward(ctx: Any, *along: Tensor) -> tuple[Tensor, None]:
+        among_free, from_clamped = along
+        clamped, neurons = ctx.clamped, ctx.clamped + len(among_free)
+        gradient = among_free.new_empty(neurons, neurons)
+        gradient[:clamped, :clamped] = 0.0
+        gradient[:clamped, clamped:] = from_clamped
+        gradient[clamped:, :clamped] = from_clamped.T
+        torch.add(among_free, among_free.T, out=gradient[clamped:, clamped:])
+        gradient.diagonal()[clamped:] = 0.0
+        return gradient, None

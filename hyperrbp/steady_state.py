@@ -1,0 +1,191 @@
+"""The steady state of a recurrent map as a layer: forward iterates it, backward differentiates it.
+
+For networks with a convergent part that are trained in an ordinary loop, by ``loss.backward()``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from hyperrbp.dynamics import Sensitivity
+from hyperrbp.errors import UsageError
+from hyperrbp.gradients import Method, chosen_method, make_task
+from hyperrbp.gradients.method import Run, Status, Task
+from hyperrbp.problems.fixed_point import FixedPoint, Flattened, Parameters, Update
+
+
+@dataclass
+class Diagnosis:
+    """What a backward pass found out on its way; give one to :func:`steady_state` to have it."""
+
+    status: Status | None = None
+    """How the gradient came to its end; None before the first backward pass."""
+    residuals: list[list[float]] = field(default_factory=list)
+    """One residual trace a solve."""
+    products: int = 0
+    """Jacobian products spent."""
+    steady_state_residual: float | None = None
+    """‖h_T − F(h_T)‖ / ‖h_T‖: zero at a fixed point."""
+
+    @property
+    def residual(self) -> float | None:
+        """The largest last residual of the solves."""
+        return max((trace[-1] for trace in self.residuals if trace), default=None)
+
+
+def steady_state(
+    F: Update,
+    h0: Tensor,
+    params: Parameters,
+    x: Any = None,
+    method: str | Method = "neumann",
+    steps: int = 20,
+    *,
+    updates: int = 100,
+    settled: float = 0.0,
+    options: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    diagnosis: Diagnosis | None = None,
+) -> Tensor:
+    """h_T of h ← F(h, params, x), differentiable by ``backward()`` without unrolling it.
+
+    With an implicit method the memory grows neither with T nor with K. The gradient reaches
+    ``params`` and ``x``; a steady state does not depend on where it was approached from, so none
+    reaches ``h0``. It can be differentiated once, not twice.
+
+    Args:
+        F: the map, from a state of any shape to one of that shape. Whatever it is to be
+            differentiated with respect to has to come in by ``params`` or ``x``.
+        h0: the state to begin with.
+        params: a tensor, or a list or mapping of tensors; F gets them in the same form.
+        x: a tensor, a list or mapping of tensors, or anything else that F takes.
+        method: ``neumann``, ``rbp``, ``cg``, ``tbptt``, ``bptt``, or a method object.
+        steps: K; how it counts for each method is stated in :mod:`hyperrbp.gradients.method`.
+        updates: T.
+        settled: the relative change of the state at which the remaining updates are taken as done;
+            see :class:`~hyperrbp.problems.fixed_point.FixedPoint`.
+        options: of a method given by name.
+        seed: of what the method draws (the first guess of ``rbp``).
+        diagnosis: filled by the backward pass.
+
+    Returns:
+        h_T, in the shape of ``h0``.
+
+    Raises:
+        UsageError: for a gradient that would be lost (``h0`` requires one, or F depends on a tensor
+            that does and came in by neither door), and for arguments that make no sense.
+    """
+    if h0.requires_grad and torch.is_grad_enabled():
+        raise UsageError(
+            "h0 requires a gradient, but a steady state does not depend on where it was approached"
+            " from: pass h0.detach(), and what it depends on as x"
+        )
+    doors = _Doors(params, x)
+
+    def update(h: Tensor, wanted: Sequence[Tensor], _: Any) -> Tensor:
+        return F(h, *doors.filled(wanted))
+
+    problem = FixedPoint(update, h0, doors.wanted or [h0], updates=updates, settled=settled)
+    chosen = chosen_method(method, options)
+    backward = _Backward(problem, chosen, steps, seed, diagnosis)
+    if not doors.wanted or not torch.is_grad_enabled():
+        with torch.no_grad():
+            h = problem.run(problem.initial_theta(), 0, updates, problem.initial_state())
+        return problem.shaped(h)
+    _refuse_lost_gradients(problem)
+    h = _SteadyState.apply(backward, *doors.wanted)
+    return problem.shaped(h)
+
+
+class _Doors:
+    """Which tensors of params and x are to have a gradient, and how to put others there."""
+
+    def __init__(self, params: Parameters, x: Any) -> None:
+        self._params, self._x = Flattened(params), x
+        self._inputs = Flattened(x) if _made_of_tensors(x) else None
+        whole = [*self._params.tensors, *(self._inputs.tensors if self._inputs else ())]
+        self._at = [i for i, tensor in enumerate(whole) if tensor.requires_grad]
+        self._whole = [tensor.detach() for tensor in whole]
+        self.wanted = [whole[i] for i in self._at]
+
+    def filled(self, wanted: Sequence[Tensor]) -> tuple[Any, Any]:
+        """(params, x) with these in place of those that are wanted."""
+        whole = list(self._whole)
+        for i, tensor in zip(self._at, wanted, strict=False):  # there may be none wanted
+            whole[i] = tensor
+        split = len(self._params.tensors)
+        x = self._inputs.arrange(whole[split:]) if self._inputs else self._x
+        return self._params.arrange(whole[:split]), x
+
+
+def _made_of_tensors(x: Any) -> bool:
+    if isinstance(x, Mapping):
+        x = list(x.values())
+    parts = list(x) if isinstance(x, list | tuple) else [x]
+    return bool(parts) and all(isinstance(part, Tensor) for part in parts)
+
+
+def _refuse_lost_gradients(problem: FixedPoint) -> None:
+    """One update on constants must be a constant."""
+    with torch.enable_grad():
+        image = problem.step(problem.initial_state(), problem.initial_theta(), None)
+    if image.requires_grad:
+        raise UsageError(
+            "F depends on a tensor that requires a gradient and is neither in params nor in x: it"
+            " would get none; pass it in params"
+        )
+
+
+@dataclass
+class _Backward:
+    """What the way back needs besides the tensors."""
+
+    problem: FixedPoint
+    method: Method
+    trunc: int
+    seed: int
+    diagnosis: Diagnosis | None
+
+    def __post_init__(self) -> None:
+        self.task(self.problem.initial_theta())  # is the run long enough?
+
+    def task(self, theta: Tensor) -> Task:
+        """Made anew for every pass, so that each draws the same numbers."""
+        return make_task(self.problem, theta, self.method, self.trunc, seed=self.seed)
+
+    def __call__(self, theta: Tensor, run: Run, g: Tensor) -> Tensor:
+        """dL/dθ from g = ∂L/∂h, shape (p,)."""
+        sensitivity = Sensitivity(self.problem, run.state, theta)
+        found = self.method.differentiate(self.task(theta), run, g, sensitivity)
+        if self.diagnosis is not None:
+            self.diagnosis.status = found.status
+            self.diagnosis.residuals = found.residuals
+            self.diagnosis.products = found.products
+            self.diagnosis.steady_state_residual = sensitivity.steady_state_residual()
+        return found.gradient
+
+
+class _SteadyState(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, backward: _Backward, *tensors: Tensor) -> Tensor:
+        run = backward.method.run(backward.task(Flattened(tensors).vector().detach()))
+        ctx.backward_pass, ctx.run = backward, run
+        ctx.save_for_backward(*tensors)  # and refused if they are changed before the way back
+        return run.state.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        flattened = Flattened(ctx.saved_tensors)
+        theta = flattened.vector().detach()
+        backward: _Backward = ctx.backward_pass
+        # What a run kept is used up by one way back; a second one, of a retained graph, runs again.
+        run = ctx.run or backward.method.run(backward.task(theta))
+        ctx.run = Run(run.state) if run.kept is None else None
+        return (None, *flattened.split(backward(theta, run, g.contiguous())))
