@@ -12,7 +12,6 @@ import hashlib
 import http.client
 import io
 import os
-import pickle
 import tempfile
 import urllib.request
 import warnings
@@ -233,7 +232,9 @@ def _parse(raw: dict[str, bytes], network: Network, planetoid: Any) -> CitationG
             for name, content in raw.items():
                 (target / name).write_bytes(content)
             data = planetoid(scratch, network.folder)[0]
-            neighbours = pickle.loads(raw[f"ind.{network.folder.lower()}.graph"], encoding="latin1")
+            from torch_geometric.io.planetoid import read_file
+
+            neighbours = read_file(str(target), network.folder, "graph")
     except MemoryError:
         raise
     except OSError as error:

@@ -32,6 +32,7 @@ from hyperrbp.errors import (
 if TYPE_CHECKING:
     from hyperrbp.contender import Contender
     from hyperrbp.recipe import Override, Recipe
+    from hyperrbp.schema import AnyRecipe
     from hyperrbp.tune import Observer
 
 _CODES = "\n".join(f"- {code}: {meaning}" for code, meaning in EXIT_CODES.items())
@@ -172,6 +173,32 @@ SetOption = Annotated[
     ),
 ]
 
+DataRootOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Where data sets live; else $HYPERRBP_DATA, else the user's cache folder.",
+        rich_help_panel="Where",
+    ),
+]
+OutOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="The run folder.",
+        show_default="runs/<recipe>-<UTC time>",
+        rich_help_panel="Where",
+    ),
+]
+ResumeOption = Annotated[
+    bool,
+    typer.Option("--resume", help="Go on with the run in --out (or in RECIPE, a run folder)."),
+]
+DocumentOption = Annotated[
+    bool, typer.Option("--json", help="One JSON document on stdout, and nothing else there.")
+]
+QuietOption = Annotated[
+    bool, typer.Option("--quiet", "-q", help="No progress, no table; faults only.")
+]
+
 
 @app.command(rich_help_panel="Tune")
 def tune(
@@ -203,25 +230,9 @@ def tune(
         str | None, typer.Option(help="auto, cpu or cuda.", rich_help_panel="What is run")
     ] = None,
     settings: SetOption = None,
-    data_root: Annotated[
-        Path | None,
-        typer.Option(
-            help="Where data sets live; else $HYPERRBP_DATA, else the user's cache folder.",
-            rich_help_panel="Where",
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="The run folder.",
-            show_default="runs/<recipe>-<UTC time>",
-            rich_help_panel="Where",
-        ),
-    ] = None,
-    resume: Annotated[
-        bool,
-        typer.Option("--resume", help="Go on with the run in --out (or in RECIPE, a run folder)."),
-    ] = False,
+    data_root: DataRootOption = None,
+    out: OutOption = None,
+    resume: ResumeOption = False,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -234,12 +245,8 @@ def tune(
             "--profile", help="First take a profiler trace and tensor bytes of one meta step."
         ),
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON document on stdout, and nothing else there.")
-    ] = False,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="No progress, no table; faults only.")
-    ] = False,
+    as_json: DocumentOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Tune the hyperparameters of a recipe.
 
@@ -262,16 +269,119 @@ def tune(
             )
             if value is not None
         ]
-        file = cookbook.find(recipe)
-        if resume and out is None:
-            if not Path(recipe).is_dir():
-                raise UsageError("--resume needs --out, or a run folder in place of the recipe")
-            out = Path(recipe)
+        file, out = cookbook.find(recipe), _where(recipe, out, resume)
         resolved = _read(file, settings, overrides)
         if dry_run:
             _dry_run(resolved, data_root, as_json)
             return
         _tune(resolved, out, data_root, resume, profile, as_json, quiet)
+
+
+def _where(recipe: str, out: Path | None, resume: bool) -> Path | None:
+    """The run folder that is asked for, if any."""
+    if resume and out is None:
+        if not Path(recipe).is_dir():
+            raise UsageError("--resume needs --out, or a run folder in place of the recipe")
+        return Path(recipe)
+    return out
+
+
+@app.command(rich_help_panel="Train")
+def train(
+    recipe: RecipeArgument,
+    method: Annotated[
+        str | None,
+        typer.Option(help="bptt, tbptt, rbp, cg or neumann.", rich_help_panel="What is run"),
+    ] = None,
+    trunc: Annotated[
+        int | None,
+        typer.Option(help="K; see hyperrbp tune --help.", rich_help_panel="What is run"),
+    ] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(help="Passes over the training examples.", rich_help_panel="What is run"),
+    ] = None,
+    hyperparameters: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN",
+            help="For a tuning recipe: train with what this tuning run found.",
+            rich_help_panel="What is run",
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of everything random.", rich_help_panel="What is run")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu or cuda.", rich_help_panel="What is run")
+    ] = None,
+    settings: SetOption = None,
+    data_root: DataRootOption = None,
+    out: OutOption = None,
+    resume: ResumeOption = False,
+    as_json: DocumentOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Train a network with a convergent part, or a tuning recipe's network once.
+
+    hyperrbp train cora --method neumann --trunc 5 --data-root data
+
+    hyperrbp train hopfield --epochs 100 --set training.batch_size=10
+
+    hyperrbp train digits --hyperparameters runs/digits-20260101T000000Z
+    """
+    with _faults_to_exit_codes(when_stopped="; go on with --resume"):
+        overrides: list[Override] = [
+            (flag, key, value)
+            for flag, key, value in (
+                ("--method", "gradient.method", method),
+                ("--trunc", "gradient.trunc", trunc),
+                ("--epochs", "training.epochs", epochs),
+                ("--seed", "seed", seed),
+                ("--device", "device", device),
+            )
+            if value is not None
+        ]
+        file, out = cookbook.find(recipe), _where(recipe, out, resume)
+        resolved = _read_any(file, settings, overrides)
+        _train(resolved, hyperparameters, out, data_root, resume, as_json, quiet)
+
+
+def _train(
+    recipe: AnyRecipe,
+    tuned: Path | None,
+    out: Path | None,
+    data_root: Path | None,
+    resume: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    from hyperrbp.report.training import TrainingBar, TrainingLines, answer
+    from hyperrbp.report.training_board import TrainingBoard
+    from hyperrbp.run_folder import RunFolder
+    from hyperrbp.train import TrainingObserver, train_recipe
+
+    hyperparameters = None
+    if tuned is not None:
+        found = RunFolder(tuned).result()
+        if "hyperparameters" not in found:
+            raise UsageError(f"--hyperparameters {tuned}: not a tuning run")
+        hyperparameters = found["hyperparameters"]
+    observers: list[TrainingObserver] = [TrainingBoard()]
+    if not quiet:
+        observers.append(TrainingBar(stderr) if stderr.is_terminal else TrainingLines(stderr))
+    result = train_recipe(
+        recipe,
+        out,
+        hyperparameters=hyperparameters,
+        data_root=data_root,
+        resume=resume,
+        observers=observers,
+    )
+    if as_json:
+        print(json.dumps(result))
+    elif not quiet:
+        _Stdout(markup=False).print(answer(result))
 
 
 @app.command(rich_help_panel="Tune")
@@ -298,12 +408,7 @@ def compare(
     repeats: Annotated[int, typer.Option(help="Times that each is timed, after a warm-up.")] = 5,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
     settings: SetOption = None,
-    data_root: Annotated[
-        Path | None,
-        typer.Option(
-            help="Where data sets live; else $HYPERRBP_DATA, else the user's cache folder."
-        ),
-    ] = None,
+    data_root: DataRootOption = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -315,9 +420,7 @@ def compare(
         bool,
         typer.Option("--force", help="Also run what should need more memory than there is."),
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON document on stdout, and nothing else there.")
-    ] = False,
+    as_json: DocumentOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
     """Compare what each gradient method costs, and how right it is.
@@ -377,10 +480,11 @@ def _compare(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    from hyperrbp.compare import Audience, compare, default_folder
+    from hyperrbp.compare import Audience, compare
     from hyperrbp.report.comparison import Bar, Lines, tables, write
+    from hyperrbp.run_folder import default_folder
 
-    out = out or default_folder(recipe)
+    out = out or default_folder(f"{recipe.name}-comparison")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UsageError(f"--out {out}: not a new or empty folder; choose another")
     audience = Audience()
@@ -412,9 +516,10 @@ def _tune(
 ) -> None:
     from hyperrbp.report.console import Dashboard, Plain, answer
     from hyperrbp.report.tensorboard import TensorBoard
-    from hyperrbp.tune import default_folder, tune_recipe
+    from hyperrbp.run_folder import default_folder
+    from hyperrbp.tune import tune_recipe
 
-    out = out or default_folder(recipe)
+    out = out or default_folder(recipe.name)
     observers: list[Observer] = [TensorBoard()]
     if profile:
         from hyperrbp.profile import ProfileFirst
@@ -463,7 +568,21 @@ def _dry_run(recipe: Recipe, data_root: Path | None, as_json: bool) -> None:
 
 
 def _read(file: Path, settings: Sequence[str] | None, overrides: Sequence[Override] = ()) -> Recipe:
-    from hyperrbp.recipe import read, scalar
+    from hyperrbp.recipe import read
+
+    return read(file, [*_settings(settings), *overrides])
+
+
+def _read_any(
+    file: Path, settings: Sequence[str] | None, overrides: Sequence[Override] = ()
+) -> AnyRecipe:
+    from hyperrbp.recipe import read_any
+
+    return read_any(file, [*_settings(settings), *overrides])
+
+
+def _settings(settings: Sequence[str] | None) -> list[Override]:
+    from hyperrbp.recipe import scalar
 
     parsed: list[Override] = []
     for setting in settings or ():
@@ -471,7 +590,7 @@ def _read(file: Path, settings: Sequence[str] | None, overrides: Sequence[Overri
         if not equals or not key:
             raise RecipeError([Fault("--set", None, setting, "expected key=value")])
         parsed.append(("--set", key, scalar(text, key)))
-    return read(file, [*parsed, *overrides])
+    return parsed
 
 
 @app.command(rich_help_panel="Tune")
@@ -503,10 +622,11 @@ def show(
         if as_json:
             print(json.dumps(results[0] if len(results) == 1 else results))
             return
-        from hyperrbp.report.console import answer
+        from hyperrbp.report import console, training
 
         for result in results:
-            _Stdout(markup=False).print(answer(result))
+            show_one = console.answer if "meta_loss" in result and "best" in result else None
+            _Stdout(markup=False).print((show_one or training.answer)(result))
 
 
 @app.command(rich_help_panel="Recipes")
@@ -578,7 +698,7 @@ def validate(
 ) -> None:
     """Check a recipe without touching data or device, and print it with every key spelt out."""
     with _faults_to_exit_codes():
-        resolved = _read(cookbook.find(recipe), settings)
+        resolved = _read_any(cookbook.find(recipe), settings)
         if as_json:
             print(json.dumps(resolved.model_dump()))
         else:

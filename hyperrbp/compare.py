@@ -6,14 +6,13 @@ where nothing is timed. The exact gradient that all are held against is BPTT fro
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
+from hyperrbp import checkpoint
 from hyperrbp.agreement import by_kind, overall
 from hyperrbp.contender import BASELINE, Contender, parsed
 from hyperrbp.errors import HyperrbpError, MemoryExhaustedError, UsageError
@@ -27,11 +26,6 @@ PAPER = {(1000, 10): (3.02, 4.35), (1000, 50): (2.87, 4.25), (1000, 100): (2.68,
 """Table 3 of the paper: {(T, K): (time, memory) of BPTT over those of Neumann-RBP}."""
 
 Row = dict[str, Any]
-
-
-def default_folder(recipe: Recipe) -> Path:
-    """``runs/<recipe>-comparison-<UTC time>``."""
-    return Path("runs") / f"{recipe.name}-comparison-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
 
 
 class Audience:
@@ -130,7 +124,7 @@ def compare(
         },
         "environment": plan["environment"] | {"repeats": repeats},
         "recipe": plan["recipe"],
-        "rows": [_finite(row) for row in rows.values()],
+        "rows": [checkpoint.finite(row) for row in rows.values()],
     }
 
 
@@ -245,13 +239,6 @@ def _ratios(row: Row, baseline: Mapping[str, Any] | None) -> Row:
         time, memory = PAPER[row["train_steps"], row["trunc"]]
         ratios |= {"paper_time_ratio": time, "paper_memory_ratio": memory}
     return ratios
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no infinity and no NaN."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _time_all(

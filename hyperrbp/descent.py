@@ -13,7 +13,7 @@ from torch import Tensor
 from hyperrbp.dynamics import Problem
 from hyperrbp.errors import DivergedError
 from hyperrbp.gradients import Averaging, Hypergradient, Method, hypergradient
-from hyperrbp.gradients.method import Status
+from hyperrbp.gradients.method import Phase, Status, unmetered
 from hyperrbp.meter import PhaseMeter
 
 
@@ -25,6 +25,22 @@ class GradientSettings:
     trunc: int = 50
     averaging: Averaging = field(default_factory=Averaging)
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    def hypergradient(
+        self, problem: Problem, theta: Tensor, *, seed: int, step: int = 0, phase: Phase = unmetered
+    ) -> Hypergradient:
+        """Run the problem at θ and differentiate its last loss; see :func:`hypergradient`."""
+        return hypergradient(
+            problem,
+            theta,
+            self.method,
+            trunc=self.trunc,
+            averaging=self.averaging,
+            options=self.options,
+            seed=seed,
+            step=step,
+            phase=phase,
+        )
 
 
 @dataclass(frozen=True)
@@ -125,17 +141,7 @@ def descend(
         now = problem if isinstance(problem, Problem) else problem(n)
         meter = PhaseMeter(at.device)
         if n < meta.steps:
-            result = hypergradient(
-                now,
-                at,
-                gradient.method,
-                trunc=gradient.trunc,
-                averaging=gradient.averaging,
-                options=gradient.options,
-                seed=seed,
-                step=n,
-                phase=meter.phase,
-            )
+            result = gradient.hypergradient(now, at, seed=seed, step=n, phase=meter.phase)
             loss, h = result.loss, result.state
         else:
             result = None

@@ -6,6 +6,7 @@ import math
 import platform
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,6 +19,7 @@ from hyperrbp.problems.batches import Batch, ShuffledBatches
 from hyperrbp.problems.training import TrainingRun
 from hyperrbp.randomness import generator
 from hyperrbp.recipe import Recipe
+from hyperrbp.schema import AnyRecipe
 
 
 class Experiment:
@@ -33,13 +35,8 @@ class Experiment:
     """
 
     def __init__(self, recipe: Recipe, root: Path | None = None) -> None:
-        device = choose_device(recipe.device)
-        if recipe.threads is not None:
-            torch.set_num_threads(recipe.threads)
-        self.device = torch.device(device)
-        self.recipe = recipe.model_copy(
-            update={"device": device, "threads": torch.get_num_threads()}
-        )
+        self.device, filled_in = device_and_threads(recipe)
+        self.recipe = recipe.model_copy(update=filled_in)
         """The recipe as it is run: the device and the number of threads are filled in."""
         self._dtype = {"float32": torch.float32, "float64": torch.float64}[recipe.dtype]
         data = load(recipe.data.name, data_root(root), download=recipe.data.download)
@@ -154,18 +151,7 @@ class Experiment:
 
     def environment(self) -> dict[str, str | int]:
         """What the bits of a result depend on, besides the recipe."""
-        from hyperrbp import __version__
-
-        environment: dict[str, str | int] = {
-            "hyperrbp": __version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "machine": f"{platform.system()} {platform.machine()}",
-            "threads": torch.get_num_threads(),
-        }
-        if self.device.type == "cuda":
-            environment["cuda_device"] = torch.cuda.get_device_name(self.device)
-        return environment
+        return environment(self.device)
 
 
 def gradient_settings(recipe: Recipe) -> GradientSettings:
@@ -177,6 +163,34 @@ def gradient_settings(recipe: Recipe) -> GradientSettings:
         averaging=Averaging(**section.averaging.model_dump()),
         options=section.options.get(section.method, {}),
     )
+
+
+def environment(device: torch.device) -> dict[str, str | int]:
+    """What the bits of a result depend on, besides the recipe."""
+    from hyperrbp import __version__
+
+    found: dict[str, str | int] = {
+        "hyperrbp": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "threads": torch.get_num_threads(),
+    }
+    if device.type == "cuda":
+        found["cuda_device"] = torch.cuda.get_device_name(device)
+    return found
+
+
+def device_and_threads(recipe: AnyRecipe) -> tuple[torch.device, dict[str, Any]]:
+    """The device of a recipe, the number of threads set, and both to be filled into it.
+
+    Raises:
+        DeviceError: if the recipe asks for a device that is not there.
+    """
+    device = choose_device(recipe.device)
+    if recipe.threads is not None:
+        torch.set_num_threads(recipe.threads)
+    return torch.device(device), {"device": device, "threads": torch.get_num_threads()}
 
 
 def choose_device(wanted: str) -> str:

@@ -6,8 +6,9 @@ import resource
 import sys
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,17 @@ class PhaseMeter:
                 peaks["allocator"] = torch.cuda.max_memory_allocated(self._device)
             before = self.peak_bytes.get(name, {})
             self.peak_bytes[name] = {k: max(v, before.get(k, 0)) for k, v in peaks.items()}
+
+
+def measured(
+    seconds: Mapping[str, float], peak_bytes: Mapping[str, Mapping[str, int]]
+) -> dict[str, Any]:
+    """What phases took, and when, for a record: all in it that may differ between two runs."""
+    return {
+        "seconds": dict(seconds),
+        "peak_bytes": {phase: dict(peaks) for phase, peaks in peak_bytes.items()},
+        "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+    }
 
 
 def process_peak_bytes() -> int:

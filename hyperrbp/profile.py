@@ -13,7 +13,6 @@ from torch.profiler import ProfilerActivity, profile
 from hyperrbp.checkpoint import write_atomically
 from hyperrbp.errors import StorageError
 from hyperrbp.experiment import Experiment
-from hyperrbp.gradients import hypergradient
 from hyperrbp.meter import LiveBytes, SavedBytes
 
 if TYPE_CHECKING:
@@ -42,16 +41,11 @@ def profile_meta_step(experiment: Experiment, folder: Path) -> dict[str, int]:
     peak bytes of live tensors and of those that autograd keeps. The trace and the bytes come from
     separate passes, and neither is timed.
     """
-    settings = experiment.gradient
 
     def meta_step() -> None:
-        hypergradient(
+        experiment.gradient.hypergradient(
             experiment.problem(),
             experiment.theta,
-            settings.method,
-            trunc=settings.trunc,
-            averaging=settings.averaging,
-            options=settings.options,
             seed=experiment.recipe.seed,
             phase=torch.profiler.record_function,
         )

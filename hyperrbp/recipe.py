@@ -6,17 +6,12 @@ data nor device.
 
 from __future__ import annotations
 
-import difflib
-import json
-import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import Field, ValidationError
 
 from hyperrbp import strict_yaml
 from hyperrbp.data import SOURCES
@@ -24,15 +19,17 @@ from hyperrbp.errors import Fault, RecipeError
 from hyperrbp.gradients import METHODS, Averaging, method_class
 from hyperrbp.gradients.implicit import ImplicitMethod
 from hyperrbp.models import MODELS
+from hyperrbp.network_recipe import SYSTEMS, method_faults
+from hyperrbp.schema import (
+    NAME,
+    AnyRecipe,
+    KeyFault,
+    Section,
+    faults,
+    not_one_of,
+    option_faults,
+)
 from hyperrbp.strict_yaml import KeyPath, dotted, shown
-
-_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
-
-
-class Section(BaseModel):
-    """A part of a recipe: no unknown keys, no silent conversions, no infinities."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class DataSection(Section):
@@ -132,16 +129,11 @@ class RecordSection(Section):
     )
 
 
-class Recipe(Section):
+class Recipe(AnyRecipe):
     """A tuning run from its data to its last meta step."""
 
-    name: str = Field("recipe", pattern=_NAME)
-    seed: int = Field(1234, ge=0, lt=2**63, description="of everything random")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda if there is one")
-    dtype: Literal["float32", "float64"] = Field("float32", description="float32 | float64")
-    threads: int | None = Field(
-        None, ge=1, le=1024, description="CPU threads; null: PyTorch's own choice"
-    )
+    may_change = ("meta.steps",)
+
     data: DataSection = DataSection()
     model: ModelSection = ModelSection()
     inner: InnerSection = InnerSection()
@@ -149,9 +141,9 @@ class Recipe(Section):
     meta: MetaSection = MetaSection()
     record: RecordSection = RecordSection()
 
-    def to_yaml(self) -> str:
-        """The whole recipe, every key spelt out, as YAML that reads back to the same recipe."""
-        return strict_yaml.dump(self.model_dump())
+    def contradictions(self) -> Iterator[KeyFault]:
+        """What no single key shows to be wrong: (key, what was expected)."""
+        return contradictions(self)
 
 
 Override = tuple[str, str, Any]
@@ -159,29 +151,52 @@ Override = tuple[str, str, Any]
 
 
 def read(path: Path, overrides: Sequence[Override] = ()) -> Recipe:
-    """The recipe in a file, with the command line's values over it.
+    """The tuning recipe in a file, with the command line's values over it.
 
     Raises:
         RecipeError: with one fault for everything that is wrong.
     """
+    recipe = read_any(path, overrides)
+    if not isinstance(recipe, Recipe):
+        raise RecipeError([_not_to_be_tuned(str(path), recipe)])
+    return recipe
+
+
+def read_any(path: Path, overrides: Sequence[Override] = ()) -> AnyRecipe:
+    """The recipe in a file, of whatever kind; see :func:`read`."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise RecipeError([Fault(str(path), None, "", error.strerror or str(error))]) from None
     except UnicodeDecodeError:
         raise RecipeError([Fault(str(path), None, "", "not a text file in UTF-8")]) from None
-    return parse(text, source=str(path), name=path.stem, overrides=overrides)
+    return parse_any(text, source=str(path), name=path.stem, overrides=overrides)
 
 
 def parse(
     text: str, *, source: str = "recipe", name: str = "recipe", overrides: Sequence[Override] = ()
 ) -> Recipe:
-    """The recipe in a text; see :func:`read`. ``name`` is used where the text names none."""
+    """The tuning recipe in a text; see :func:`read`. ``name`` is used where the text names none."""
+    recipe = parse_any(text, source=source, name=name, overrides=overrides)
+    if not isinstance(recipe, Recipe):
+        raise RecipeError([_not_to_be_tuned(source, recipe)])
+    return recipe
+
+
+def _not_to_be_tuned(source: str, recipe: AnyRecipe) -> Fault:
+    message = f"{recipe.name} is a network to train, not a run to tune: hyperrbp train {source}"
+    return Fault(source, None, "system", message)
+
+
+def parse_any(
+    text: str, *, source: str = "recipe", name: str = "recipe", overrides: Sequence[Override] = ()
+) -> AnyRecipe:
+    """The recipe in a text, of whatever kind; its key ``system`` says which."""
     content, lines = _mapping(text, source)
     origins: dict[KeyPath, str] = {}
     for origin, key, value in overrides:
         _override(content, lines, origins, origin, key, value)
-    content.setdefault("name", name if re.fullmatch(_NAME, name) else "recipe")
+    content.setdefault("name", name if re.fullmatch(NAME, name) else "recipe")
 
     def fault(at: KeyPath, message: str) -> Fault:
         for end in range(len(at), 0, -1):
@@ -192,14 +207,18 @@ def parse(
                 return Fault(source, lines[at[:end]], dotted(at), message + default)
         return Fault(source, None, dotted(at), message + ", the default")
 
+    kind: type[AnyRecipe] = Recipe
+    if "system" in content:
+        system = content["system"]
+        if not isinstance(system, str) or system not in SYSTEMS:
+            raise RecipeError([fault(("system",), not_one_of(system, SYSTEMS))])
+        kind = SYSTEMS[system]
     try:
-        recipe = Recipe.model_validate(content)
+        recipe = kind.model_validate(content)
     except ValidationError as error:
-        raise RecipeError(
-            [fault(at, message) for at, message in map(_explain, error.errors())]
-        ) from None
-    if faults := [fault(at, message) for at, message in contradictions(recipe)]:
-        raise RecipeError(faults)
+        raise RecipeError([fault(*found) for found in faults(error, kind)]) from None
+    if found := [fault(*found) for found in recipe.contradictions()]:
+        raise RecipeError(found)
     return recipe
 
 
@@ -227,25 +246,21 @@ def _mapping(text: str, source: str) -> tuple[dict[str, Any], dict[KeyPath, int]
     return content, lines
 
 
-def contradictions(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
+def contradictions(recipe: Recipe) -> Iterator[KeyFault]:
     """What no single key shows to be wrong: (key, what was expected)."""
     data, gradient, meta = recipe.data, recipe.gradient, recipe.meta
     if data.name not in SOURCES:
-        yield ("data", "name"), _not_one_of(data.name, SOURCES)
+        yield ("data", "name"), not_one_of(data.name, SOURCES)
     else:
         yield from _sizes(recipe)
     if recipe.model.name not in MODELS:
-        yield ("model", "name"), _not_one_of(recipe.model.name, MODELS)
+        yield ("model", "name"), not_one_of(recipe.model.name, MODELS)
     else:
-        yield from _options(MODELS[recipe.model.name], recipe.model.options, ("model", "options"))
-    for name, options in gradient.options.items():
-        if name not in METHODS:
-            yield ("gradient", "options", name), _not_one_of(name, METHODS)
-        else:
-            yield from _options(method_class(name), options, ("gradient", "options", name))
-    if gradient.method not in METHODS:
-        yield ("gradient", "method"), _not_one_of(gradient.method, METHODS)
-    else:
+        yield from option_faults(
+            MODELS[recipe.model.name], recipe.model.options, ("model", "options")
+        )
+    yield from method_faults(gradient.method, gradient.options)
+    if gradient.method in METHODS:
         yield from _gradient(recipe)
     if meta.loss == "validation" and data.validation_examples == 0:
         yield (
@@ -260,7 +275,7 @@ def contradictions(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
             )
 
 
-def _sizes(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
+def _sizes(recipe: Recipe) -> Iterator[KeyFault]:
     data = recipe.data
     known = SOURCES[data.name].train_examples
     if data.train_examples is not None and data.train_examples > known:
@@ -284,7 +299,7 @@ def _sizes(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
         )
 
 
-def _gradient(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
+def _gradient(recipe: Recipe) -> Iterator[KeyFault]:
     gradient, steps = recipe.gradient, recipe.inner.steps
     method, section = method_class(gradient.method), gradient.averaging
     averaging = Averaging(section.estimator, section.minibatches, section.series)
@@ -309,123 +324,6 @@ def _gradient(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
             f" needs {needed} training steps, more than the {steps} of inner.steps; expected at"
             f" most {max(1, got - (needed - steps))}, got {got}",
         )
-
-
-def _options(target: Any, options: Mapping[str, Any], at: KeyPath) -> Iterator[tuple[KeyPath, str]]:
-    """What is wrong with the options of a registered dataclass."""
-    finite = True
-    for inside, value in _leaves(options):
-        if isinstance(value, float) and not math.isfinite(value):
-            finite = False
-            yield (*at, *inside), f"expected a finite number, got {shown(value)}"
-    if not finite:
-        return
-    try:
-        # As JSON, since a strict dataclass takes a mapping from nowhere else.
-        TypeAdapter(target).validate_json(json.dumps(options))
-    except ValidationError as error:
-        for problem in error.errors():
-            inside, message = _explain(problem, known=[field.name for field in fields(target)])
-            yield (*at, *inside), message
-
-
-def _leaves(value: Any) -> Iterator[tuple[KeyPath, Any]]:
-    if isinstance(value, dict | list):
-        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-            for inside, leaf in _leaves(item):
-                yield (key, *inside), leaf
-    else:
-        yield (), value
-
-
-# --- words ---------------------------------------------------------------------------------------
-
-
-def _explain(error: ErrorDetails, known: list[str] | None = None) -> tuple[KeyPath, str]:
-    """Where an error of pydantic stands, and what it says in plain words."""
-    at, kind, got = tuple(error["loc"]), error["type"], error["input"]
-    context = error.get("ctx", {})
-    if kind in ("extra_forbidden", "unexpected_keyword_argument"):
-        return at, f"unknown key; {_nearest(at, known)}"
-    if kind == "literal_error":
-        return at, _not_one_of(got, re.findall(r"'([^']*)'", context["expected"]))
-    if kind == "value_error":
-        return at, f"{context['error']}, got {shown(got)}"
-    if kind == "model_type":
-        expected = f"a mapping of {', '.join(_keys(at))}"
-    elif kind in _EXPECTED:
-        bounds = {k: f"{v:g}" if isinstance(v, float) else v for k, v in context.items()}
-        expected = _EXPECTED[kind].format(**bounds)
-    else:
-        expected = error["msg"]
-    return at, f"expected {expected}, got {shown(got)}"
-
-
-_EXPECTED = {
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "int_parsing_size": "a smaller number",
-    "float_type": "a number",
-    "finite_number": "a finite number",
-    "bool_type": "true or false",
-    "string_type": "text",
-    "list_type": "a list",
-    "dict_type": "a mapping",
-    "greater_than": "a number above {gt}",
-    "greater_than_equal": "at least {ge}",
-    "less_than": "a number below {lt}",
-    "less_than_equal": "at most {le}",
-    "string_pattern_mismatch": "letters, digits, '.', '_' and '-', a letter or digit first,"
-    " at most 64",
-}
-
-
-def _nearest(at: KeyPath, known: list[str] | None) -> str:
-    """What someone who wrote an unknown key may have meant."""
-    *section, key = map(str, at)
-    here = known if known is not None else _keys(at[:-1])
-    if known is None:
-        everywhere = list(_all_keys(Recipe))
-        if dotted((*section, key)) in everywhere:
-            parent, _, leaf = key.rpartition(".")
-            return f"in a recipe, write {leaf} inside {parent}"
-        if meant := [path for path in everywhere if path.split(".")[-1] == key]:
-            places = [path if "." in path else f"{path} at the top level" for path in meant]
-            return f"did you mean {' or '.join(places)}?"
-    if near := difflib.get_close_matches(key, here, n=1, cutoff=0.5):
-        return f"did you mean {near[0]}?"
-    return f"expected one of {', '.join(here)}" if here else "there are no options here"
-
-
-def _keys(at: KeyPath) -> list[str]:
-    """The keys of a section."""
-    section: type[BaseModel] | None = Recipe
-    for key in at:
-        assert section is not None
-        section = _section(section, str(key))
-    assert section is not None
-    return list(section.model_fields)
-
-
-def _all_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    for key in section.model_fields:
-        yield prefix + key
-        if inner := _section(section, key):
-            yield from _all_keys(inner, f"{prefix}{key}.")
-
-
-def _section(parent: type[BaseModel], key: str) -> type[BaseModel] | None:
-    """The section under a key, also where it may be null; None if there is a plain value."""
-    annotation = parent.model_fields[key].annotation
-    options = get_args(annotation) if get_origin(annotation) is not None else (annotation,)
-    sections = (o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
-    return next(sections, None)
-
-
-def _not_one_of(got: Any, choices: Mapping[str, Any] | Sequence[str]) -> str:
-    near = difflib.get_close_matches(str(got), list(choices), n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    return f"expected one of {', '.join(choices)}, got {shown(got)}{hint}"
 
 
 def _override(

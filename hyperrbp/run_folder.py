@@ -2,11 +2,12 @@
 
 ================================  ================================================================
 ``recipe.yaml``                   the recipe as it was run, every key spelt out
-``records.jsonl``                 one JSON record a meta step
-``checkpoint.json``               where to go on
+``records.jsonl``                 one JSON record a meta step, epoch or stretch of training steps
+``checkpoint.json``               where to go on; ``train`` has its tensors in a file beside it
 ``result.json``                   the answer
-``learning_rates_momenta.yaml``   the tuned hyperparameters, by tensor
-``sgd_parameter_groups.py``       the same as parameter groups for ``torch.optim.SGD``
+``learning_rates_momenta.yaml``   ``tune``: the tuned hyperparameters, by tensor
+``sgd_parameter_groups.py``       ``tune``: the same, as parameter groups for ``torch.optim.SGD``
+``weights.safetensors``           ``train``: the trained weights, by parameter name
 ``events/``                       TensorBoard
 ================================  ================================================================
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +25,27 @@ import yaml
 
 from hyperrbp import checkpoint
 from hyperrbp.errors import CheckpointError, StorageError, UsageError
-from hyperrbp.recipe import Recipe, read
+from hyperrbp.recipe import Recipe, read_any
+from hyperrbp.schema import AnyRecipe
 
-MAY_CHANGE = ("meta.steps",)
-"""What a resumed recipe may change: it does not alter the steps already taken."""
+
+def default_folder(name: str) -> Path:
+    """``runs/<name>-<UTC time>``."""
+    return Path("runs") / f"{name}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+
+
+def open_run(path: Path, resume: bool) -> RunFolder:
+    """The folder of a run to begin, or to go on with.
+
+    Raises:
+        UsageError: if there is something in it already, or nothing to go on with.
+    """
+    folder = RunFolder(path)
+    if not resume:
+        folder.check_new()
+    elif not folder.recipe_file.exists():
+        raise UsageError(f"--resume: there is no run in {folder.path}")
+    return folder
 
 
 class RunFolder:
@@ -40,6 +59,7 @@ class RunFolder:
         self.result_file = path / "result.json"
         self.yaml_file = path / "learning_rates_momenta.yaml"
         self.groups_file = path / "sgd_parameter_groups.py"
+        self.weights_file = path / "weights.safetensors"
         self.events = path / "events"
 
     def check_new(self) -> None:
@@ -56,7 +76,7 @@ class RunFolder:
                 " in it with --resume"
             )
 
-    def create(self, recipe: Recipe) -> None:
+    def create(self, recipe: AnyRecipe) -> None:
         """Make the folder and write the recipe into it; sweep up what a killed run left."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -66,23 +86,30 @@ class RunFolder:
             raise StorageError(f"{self.path}: {error.strerror or error}") from error
         checkpoint.write_atomically(self.recipe_file, recipe.to_yaml())
 
-    def check_same(self, recipe: Recipe) -> None:
+    def check_same(self, recipe: AnyRecipe) -> None:
         """Refuse to go on with another recipe than the one that the run began with.
 
         Raises:
             CheckpointError: naming each key that differs.
         """
-        began = read(self.recipe_file).model_dump()
+        began = read_any(self.recipe_file).model_dump()
         changes = [
             f"{key}: {old!r} → {new!r}"
             for key, old, new in _differences(began, recipe.model_dump())
-            if key not in MAY_CHANGE
+            if key not in recipe.may_change
         ]
         if changes:
             raise CheckpointError(
                 f"{self.path} was begun with another recipe ({'; '.join(changes)}); only"
-                f" {', '.join(MAY_CHANGE)} may change on --resume"
+                f" {', '.join(recipe.may_change)} may change on --resume"
             )
+
+    @property
+    def verb(self) -> str:
+        """The command that made this run: what it records tells."""
+        trains = self.recipe_file.exists() and not isinstance(read_any(self.recipe_file), Recipe)
+        first = next(iter(self.records()), {})
+        return "train" if trains or "step" in first else "tune"
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Add a record, and see it on the disk."""
@@ -113,18 +140,23 @@ class RunFolder:
             records.append(record)
         return records
 
-    def forget_from(self, meta_step: int) -> None:
-        """Drop the records from this meta step on, which will be taken again."""
-        kept = [record for record in self.records() if record["meta_step"] < meta_step]
+    def forget_from(self, unit: str, number: int) -> None:
+        """Drop the records from this number on, which will be taken again."""
+        kept = [record for record in self.records() if record[unit] < number]
         checkpoint.write_atomically(
             self.records_file, "".join(json.dumps(record) + "\n" for record in kept)
         )
 
-    def write_result(self, result: Mapping[str, Any], parameter_groups: str) -> None:
-        """The answer, for machines, for people, and for the next training script."""
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """The answer, for machines."""
         checkpoint.write_atomically(self.result_file, json.dumps(result, indent=2) + "\n")
+
+    def write_hyperparameters(
+        self, hyperparameters: Mapping[str, Any], parameter_groups: str
+    ) -> None:
+        """The answer of a tuning run, for people and for the next training script."""
         checkpoint.write_atomically(
-            self.yaml_file, yaml.safe_dump(result["hyperparameters"], sort_keys=False)
+            self.yaml_file, yaml.safe_dump(dict(hyperparameters), sort_keys=False)
         )
         checkpoint.write_atomically(self.groups_file, parameter_groups)
 
@@ -138,7 +170,7 @@ class RunFolder:
             result = json.loads(self.result_file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             hint = (
-                f"; it is unfinished: hyperrbp tune {self.path} --resume"
+                f"; it is unfinished: hyperrbp {self.verb} {self.path} --resume"
                 if self.recipe_file.exists()
                 else ""
             )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,13 +12,13 @@ import torch
 
 from hyperrbp import checkpoint
 from hyperrbp.descent import MetaState, MetaStep, descend
-from hyperrbp.errors import CheckpointError, DivergedError, UsageError
+from hyperrbp.errors import CheckpointError, DivergedError
 from hyperrbp.experiment import Experiment
-from hyperrbp.meter import process_peak_bytes
+from hyperrbp.meter import measured, process_peak_bytes
 from hyperrbp.problems.training import TrainingRun
 from hyperrbp.recipe import Recipe
 from hyperrbp.report.export import parameter_groups
-from hyperrbp.run_folder import RunFolder
+from hyperrbp.run_folder import RunFolder, default_folder, open_run
 
 Record = Mapping[str, Any]
 """One line of ``records.jsonl``."""
@@ -36,11 +35,6 @@ class Observer(Protocol):
 
     def stopped(self) -> None:
         """There will be no more of them, for whatever reason."""
-
-
-def default_folder(recipe: Recipe) -> Path:
-    """``runs/<recipe>-<UTC time>``."""
-    return Path("runs") / f"{recipe.name}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
 
 
 def tune_recipe(
@@ -65,18 +59,14 @@ def tune_recipe(
         DivergedError: if the run turns non-finite; the folder then holds the best so far.
         HyperrbpError: any other failure of :mod:`hyperrbp.errors`.
     """
-    folder = RunFolder(out or default_folder(recipe))
-    if resume and not folder.recipe_file.exists():
-        raise UsageError(f"--resume: there is no run in {folder.path}")
-    if not resume:
-        folder.check_new()
+    folder = open_run(out or default_folder(recipe.name), resume)
     experiment = Experiment(recipe, data_root)
     state = MetaState(experiment.theta)
     if resume:
         folder.check_same(experiment.recipe)
         state = _restored(folder, experiment)
     folder.create(experiment.recipe)
-    folder.forget_from(state.meta_step)
+    folder.forget_from("meta_step", state.meta_step)
     checkpoint.save(folder.checkpoint_file, state.to_json())
     earlier = folder.records()
     started = time.perf_counter()
@@ -140,26 +130,17 @@ def to_record(step: MetaStep) -> dict[str, Any]:
             else problem.by_name(found.standard_error),
             "gradient_norm": float(found.gradient.norm()),
             "status": str(found.status),
-            "residual": _finite(found.residual),
-            "residuals": [[_finite(value) for value in trace] for trace in found.residuals],
+            "residual": found.residual,
+            "residuals": found.residuals,
             "products": found.products,
             "structurally_zero": {
                 kind: [name for name, value in values.items() if value]
                 for kind, values in zero.items()
             },
-            "steady_state_residual": _finite(found.steady_state_residual),
+            "steady_state_residual": found.steady_state_residual,
         }
-    record["measured"] = {
-        "seconds": dict(step.seconds),
-        "peak_bytes": {phase: dict(peaks) for phase, peaks in step.peak_bytes.items()},
-        "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-    }
-    return record
-
-
-def _finite(value: float | None) -> float | None:
-    """JSON has no infinity."""
-    return value if value is not None and math.isfinite(value) else None
+    record["measured"] = measured(step.seconds, step.peak_bytes)
+    return dict(checkpoint.finite(record))
 
 
 def _finish(
@@ -198,5 +179,8 @@ def _finish(
         "run_folder": str(folder.path),
         "environment": experiment.environment(),
     }
-    folder.write_result(result, parameter_groups(result, recipe.inner.update))
+    folder.write_result(result)
+    folder.write_hyperparameters(
+        result["hyperparameters"], parameter_groups(result, recipe.inner.update)
+    )
     return result

@@ -7,6 +7,7 @@ recurrent unit (Cho et al. 2014); what it has come to after T propagations is cl
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -49,7 +50,11 @@ class Messages:
 def _compressed(rows: Tensor, columns: Tensor, weights: Tensor, nodes: int) -> Tensor:
     order = (rows * nodes + columns).argsort()
     starts = torch.searchsorted(rows[order], torch.arange(nodes + 1, device=rows.device))
-    return torch.sparse_csr_tensor(starts, columns[order], weights[order], (nodes, nodes))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state")
+        return torch.sparse_csr_tensor(
+            starts, columns[order], weights[order], (nodes, nodes), check_invariants=True
+        )
 
 
 class _Product(torch.autograd.Function):
@@ -69,8 +74,7 @@ class _Product(torch.autograd.Function):
 class GraphNet(ConvergentNetwork):
     """A GRU that passes messages along the edges of one graph.
 
-    The state is that of all nodes, shape (N, d), and begins with their features. Weights are
-    normal with variance 2/d and biases zero, as in the authors' release.
+    The state is that of all nodes, shape (N, d), and begins with their features.
 
     Args:
         edges: (source, target) pairs, both directions of an undirected edge, shape (2, E).
@@ -78,6 +82,8 @@ class GraphNet(ConvergentNetwork):
         dimensions: d, of features and states.
         classes: of the nodes.
         aggregation: ``sum`` or ``mean`` of the neighbours.
+        init: ``normal`` weights of variance 2/d with zero biases, as in the authors' release, or
+            all ``uniform`` between ±1/√d, as PyTorch's own GRU cell and linear layer.
         generator: of the initial weights.
         dtype: of weights and states.
     """
@@ -90,19 +96,27 @@ class GraphNet(ConvergentNetwork):
         classes: int,
         *,
         aggregation: str = "sum",
+        init: str = "normal",
         generator: torch.Generator | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.messages = Messages(edges, nodes, aggregation, dtype)
-        self.cell = nn.GRUCell(dimensions, dimensions, dtype=dtype)
-        self.classifier = nn.Linear(dimensions, classes, dtype=dtype)
+        if init not in ("normal", "uniform"):
+            raise UsageError(f"unknown init '{init}'; there are normal, uniform")
+        # Without their own initialization, which would move PyTorch's global generator.
+        self.cell = nn.GRUCell(dimensions, dimensions, device="meta", dtype=dtype)
+        self.classifier = nn.Linear(dimensions, classes, device="meta", dtype=dtype)
+        self.to_empty(device=edges.device)
+        bound = 1 / math.sqrt(dimensions)
         with torch.no_grad():
             for tensor in self.parameters():
-                if tensor.ndim == 1:
+                if init == "uniform":
+                    tensor.uniform_(-bound, bound, generator=generator)
+                elif tensor.ndim == 1:
                     tensor.zero_()
-                else:  # He et al. 2015
-                    tensor.normal_(0.0, math.sqrt(2 / dimensions), generator=generator)
+                else:
+                    tensor.normal_(0.0, math.sqrt(2) * bound, generator=generator)
 
     def recurrence(self, inputs: Tensor) -> Recurrence:
         """For node features of shape (N, d)."""

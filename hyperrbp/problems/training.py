@@ -121,6 +121,24 @@ class TrainingRun(Problem):
             )
         return theta
 
+    def theta_of(self, hyperparameters: Mapping[str, Mapping[str, float]]) -> Tensor:
+        """θ with these learning rates and momenta, as :meth:`describe` gives them.
+
+        Raises:
+            UsageError: if they are not one of each for every tensor, or out of their range.
+        """
+        values = []
+        for kind in ("learning_rate", "momentum"):
+            named = hyperparameters.get(kind, {})
+            if set(named) != set(self.tensors):
+                different = ", ".join(sorted(set(named) ^ set(self.tensors)))
+                raise UsageError(f"{kind}: not of this network; tensors that differ: {different}")
+            values += [float(named[name]) for name in self.tensors]
+        rates, momenta = torch.tensor(values, dtype=torch.float64).chunk(2)
+        if not ((rates > 0) & rates.isfinite() & (momenta > 0) & (momenta < 1)).all():
+            raise UsageError("a learning rate is above 0, and a momentum between 0 and 1")
+        return torch.cat([rates.log(), momenta.logit()]).to(self._initial_weights)
+
     def describe(self, theta: Tensor) -> Mapping[str, Mapping[str, float]]:
         """``{"learning_rate": {tensor: α}, "momentum": {tensor: β}}``."""
         a, b = theta.detach().chunk(2)

@@ -1,0 +1,118 @@
+"""The inner run of a tuning recipe, trained once with given hyperparameters, for its weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hyperrbp.errors import DivergedError, UsageError
+from hyperrbp.experiment import Experiment
+from hyperrbp.meter import PhaseMeter, measured
+from hyperrbp.recipe import Recipe
+from hyperrbp.trainee import Trainee
+
+_RECORDS = 200  # points of the training curve
+_SAVED = 10  # of which one in so many is saved
+
+
+class InnerTraining(Trainee):
+    """T training steps at one θ, in stretches of one record each.
+
+    Args:
+        recipe: a tuning recipe.
+        root: the data root.
+        hyperparameters: ``{"learning_rate": {tensor: α}, "momentum": {tensor: β}}``; the recipe's
+            untuned ones if not given.
+
+    Raises:
+        UsageError: if they are not those of this network.
+    """
+
+    unit = "step"
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        root: Path | None = None,
+        hyperparameters: Mapping[str, Mapping[str, float]] | None = None,
+    ) -> None:
+        self._experiment = Experiment(recipe, root)
+        self.recipe, self.device = self._experiment.recipe, self._experiment.device
+        self._problem = self._experiment.problem()
+        self._theta = self._experiment.theta
+        if hyperparameters is not None:
+            self._theta = self._problem.theta_of(hyperparameters)
+        self._h = self._problem.initial_state()
+        self.position, self.last = 0, self._problem.steps
+        self._stride = math.ceil(self.last / _RECORDS)
+
+    def headline(self) -> str:
+        """What is trained, and how, in two lines."""
+        recipe = self._experiment.recipe
+        rates = self._problem.describe(self._theta)["learning_rate"].values()
+        return (
+            f"{recipe.name}: {self._problem.weights:,} weights on {recipe.device},"
+            f" {recipe.threads} threads\n{self.last} training steps, learning rates"
+            f" {min(rates):.3g} … {max(rates):.3g}"
+        )
+
+    def advance(self) -> dict[str, Any]:
+        """The loss on the coming minibatch, and the stretch of steps after it."""
+        meter, step = PhaseMeter(self.device), self.position
+        problem = self._problem
+        with meter.phase("training"):
+            at_end = step == self.last
+            loss = float(problem.loss_and_gradient(self._h)[0]) if at_end else None
+            batch_loss = None if at_end else problem.batch_loss(self._h, step)
+            for value in (loss, batch_loss):
+                if value is not None and not math.isfinite(value):
+                    raise DivergedError(f"training step {step}: the loss is not finite")
+            stop = min(step + self._stride, self.last)
+            self._h = problem.run(self._theta, step, stop, self._h).clone()
+        # The run is over with the record of its last state.
+        self.position = self.last + 1 if at_end else stop
+        return {
+            "step": step,
+            **({"meta_loss": loss} if at_end else {"loss": batch_loss}),
+            "measured": measured(meter.seconds, meter.peak_bytes),
+        }
+
+    def due(self) -> bool:
+        """Now and then, and at the end."""
+        return self.position // self._stride % _SAVED == 0 or self.position > self.last
+
+    def content(self) -> dict[str, Any]:
+        """The step, and the hyperparameters."""
+        return {"step": self.position, "hyperparameters": self._problem.describe(self._theta)}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Weights and velocities, and θ to the bit."""
+        return {"state": self._h, "theta": self._theta}
+
+    def restore(self, content: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        """Stand where these were taken."""
+        self.position = int(content["step"])
+        theta = tensors["theta"].to(self._theta)
+        if theta.shape != self._theta.shape or not torch.equal(theta, self._theta):
+            raise UsageError("the run was begun with other hyperparameters")
+        self._h = tensors["state"].to(self._h)
+
+    def weights(self) -> dict[str, Tensor]:
+        """After the last step."""
+        w = self._h[: self._problem.weights]
+        pieces = self._problem.objective.pieces(w)
+        return dict(zip(self._problem.tensors, pieces, strict=True))
+
+    def result(self) -> dict[str, Any]:
+        """The loss on all training examples, and the accuracy on the held-out ones."""
+        return {
+            "train_steps": self._problem.steps,
+            "meta_loss": float(self._problem.loss_and_gradient(self._h)[0]),
+            "heldout_accuracy": self._problem.accuracy(self._h, self._experiment.heldout),
+            "hyperparameters": self._problem.describe(self._theta),
+        }
