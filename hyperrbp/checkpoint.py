@@ -115,6 +115,21 @@ def packed_tensors(tensors: dict[str, Tensor]) -> bytes:
     return packed({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()})
 
 
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, on the CPU.
+
+    Raises:
+        CheckpointError: if it cannot be read.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load as unpacked
+
+    try:
+        return unpacked(path.read_bytes())
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
+
+
 def finite(value: Any) -> Any:
     """The same with null for every number that JSON does not know."""
     if isinstance(value, dict):

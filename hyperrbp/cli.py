@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import io
 import json
 import os
@@ -567,6 +568,76 @@ def _dry_run(recipe: Recipe, data_root: Path | None, as_json: bool) -> None:
     print(f"# the run: {steps} meta steps, about {duration((steps + 1) * cost.seconds)}")
 
 
+@app.command(rich_help_panel="Reproduce")
+def reproduce(
+    target: Annotated[
+        str,
+        typer.Argument(
+            help="table1, table2, table3, tableA1, figure1 … figure6, figureA1, or all.",
+            show_default=False,
+        ),
+    ],
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Scaled down: minutes on two cores, and labelled so.")
+    ] = False,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Runs with other seeds, where there are several.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    data_root: DataRootOption = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where runs, tables and figures go; what is there already is not run again.",
+            show_default="runs/reproduction, or runs/reproduction-quick",
+            rich_help_panel="Where",
+        ),
+    ] = None,
+    as_json: DocumentOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Repeat a table or figure of the paper, with its numbers beside the measured ones.
+
+    hyperrbp reproduce table3 --quick --data-root data
+
+    hyperrbp reproduce figure4 --quick
+
+    hyperrbp reproduce all --device cuda --data-root data
+    """
+    with _faults_to_exit_codes(when_stopped="; the same command goes on from here"):
+        from hyperrbp.reproduce import ARTEFACTS
+
+        if target != "all" and target not in ARTEFACTS:
+            near = difflib.get_close_matches(target, [*ARTEFACTS, "all"], n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise UsageError(
+                f"unknown table or figure '{target}'; there are {', '.join(ARTEFACTS)} and"
+                f" all{hint}"
+            )
+        if device not in ("auto", "cpu", "cuda"):
+            raise UsageError(f"--device: expected one of auto, cpu, cuda, got '{device}'")
+        from hyperrbp import reproduce as reproduction
+        from hyperrbp.report.reproduction import ReproductionBar, ReproductionLines, verdict
+        from hyperrbp.reproduce.artefact import Plan
+
+        out = out or Path("runs") / ("reproduction-quick" if quick else "reproduction")
+        audience = reproduction.Audience()
+        if not quiet:
+            audience = ReproductionBar(stderr) if stderr.is_terminal else ReproductionLines(stderr)
+        documents = reproduction.reproduce(
+            list(ARTEFACTS) if target == "all" else [target],
+            Plan(quick, seeds, device, data_root),
+            out,
+            audience,
+        )
+        if as_json:
+            print(json.dumps(documents if target == "all" else documents[0]))
+        elif not quiet:
+            for document in documents:
+                _Stdout(markup=False).print(verdict(document))
+            _say(f"wrote {out} (PNG, CSV and JSON of each)")
+
+
 def _read(file: Path, settings: Sequence[str] | None, overrides: Sequence[Override] = ()) -> Recipe:
     from hyperrbp.recipe import read
 
@@ -676,7 +747,10 @@ def cp(
             raise UsageError(f"{target} exists already; name another file") from None
         except OSError as error:
             raise StorageError(f"{target}: {error.strerror or error}") from None
-        _say(f"wrote {target}; run it with: hyperrbp tune {target}")
+        from hyperrbp.recipe import Recipe, read_any
+
+        verb = "tune" if isinstance(read_any(target), Recipe) else "train"
+        _say(f"wrote {target}; run it with: hyperrbp {verb} {target}")
 
 
 def _text(file: Path) -> str:

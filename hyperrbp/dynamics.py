@@ -104,7 +104,7 @@ class Problem(ABC):
 
     def describe(self, theta: Tensor) -> Mapping[str, Mapping[str, float]]:
         """θ for a reader: ``{kind: {name: value}}`` in natural units, in the order of θ."""
-        return {"theta": {str(i): float(value) for i, value in enumerate(theta)}}
+        return {"theta": {str(i): value for i, value in enumerate(theta.tolist())}}
 
 
 class Jacobian(Protocol):

@@ -24,12 +24,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Annotated, ClassVar, get_type_hints
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from hyperrbp.errors import UsageError
+from hyperrbp.options import CheckedOptions
 
 if TYPE_CHECKING:
     import torch
@@ -134,23 +135,10 @@ class LocalJacobian:
 
 
 @dataclass(frozen=True)
-class Regularizer(ABC):
+class Regularizer(CheckedOptions, ABC):
     """A penalty to be: its fields are its options."""
 
-    __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}
-
-    name: ClassVar[str]
-
-    def __post_init__(self) -> None:
-        hints = get_type_hints(type(self), include_extras=True)
-        for field in fields(self):
-            try:
-                TypeAdapter(hints[field.name]).validate_python(
-                    getattr(self, field.name), strict=True
-                )
-            except ValidationError as error:
-                message = error.errors()[0]["msg"]
-                raise UsageError(f"penalty '{self.name}': {field.name}: {message}") from None
+    kind = "penalty"
 
     @abstractmethod
     def __call__(self, update: Update, h: Tensor, generator: torch.Generator) -> Penalty:

@@ -11,13 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from hyperrbp.dynamics import Sensitivity
 from hyperrbp.errors import UsageError
-from hyperrbp.gradients import Method, chosen_method, make_task
-from hyperrbp.gradients.method import Run, Status, Task
-from hyperrbp.problems.fixed_point import FixedPoint, Flattened, Parameters, Update
+from hyperrbp.gradients import Averaging, Method, chosen_method, make_task
+from hyperrbp.gradients.method import Run, Status, Task, largest_last
+from hyperrbp.problems.fixed_point import FixedPoint, Flattened, Parameters, Structure, Update
 
 
 @dataclass
@@ -36,7 +35,7 @@ class Diagnosis:
     @property
     def residual(self) -> float | None:
         """The largest last residual of the solves."""
-        return max((trace[-1] for trace in self.residuals if trace), default=None)
+        return largest_last(self.residuals)
 
 
 def steady_state(
@@ -64,7 +63,7 @@ def steady_state(
             differentiated with respect to has to come in by ``params`` or ``x``.
         h0: the state to begin with.
         params: a tensor, or a list or mapping of tensors; F gets them in the same form.
-        x: a tensor, a list or mapping of tensors, or anything else that F takes.
+        x: whatever else F takes; the gradient reaches a tensor, and those in a list or mapping.
         method: ``neumann``, ``rbp``, ``cg``, ``tbptt``, ``bptt``, or a method object.
         steps: K; how it counts for each method is stated in :mod:`hyperrbp.gradients.method`.
         updates: T.
@@ -86,20 +85,30 @@ def steady_state(
             "h0 requires a gradient, but a steady state does not depend on where it was approached"
             " from: pass h0.detach(), and what it depends on as x"
         )
-    doors = _Doors(params, x)
+    if steps < 1:
+        raise UsageError(f"steps, the truncation K, is at least 1, not {steps}")
+    if updates < 1:
+        raise UsageError(f"a steady state takes at least 1 update, not {updates}")
+    chosen, doors = chosen_method(method, options), _Doors(params, x)
+    needed = chosen.steps_needed(steps, Averaging())
+    if needed > updates:
+        raise UsageError(
+            f"{chosen.name} with steps = {steps} walks back over {needed} updates; there are only"
+            f" {updates}"
+        )
 
     def update(h: Tensor, wanted: Sequence[Tensor], _: Any) -> Tensor:
         return F(h, *doors.filled(wanted))
 
     problem = FixedPoint(update, h0, doors.wanted or [h0], updates=updates, settled=settled)
-    chosen = chosen_method(method, options)
-    backward = _Backward(problem, chosen, steps, seed, diagnosis)
-    if not doors.wanted or not torch.is_grad_enabled():
-        with torch.no_grad():
-            h = problem.run(problem.initial_theta(), 0, updates, problem.initial_state())
-        return problem.shaped(h)
-    _refuse_lost_gradients(problem)
-    h = _SteadyState.apply(backward, *doors.wanted)
+    if torch.is_grad_enabled():
+        _refuse_lost_gradients(problem)
+        if doors.wanted:
+            backward = _Backward(problem, chosen, steps, seed, diagnosis)
+            h = _SteadyState.apply(backward, len(doors.wanted), *doors.wanted, *doors.held, h0)
+            return problem.shaped(h)
+    with torch.no_grad():
+        h = problem.run(problem.initial_theta(), 0, updates, problem.initial_state())
     return problem.shaped(h)
 
 
@@ -107,28 +116,25 @@ class _Doors:
     """Which tensors of params and x are to have a gradient, and how to put others there."""
 
     def __init__(self, params: Parameters, x: Any) -> None:
-        self._params, self._x = Flattened(params), x
-        self._inputs = Flattened(x) if _made_of_tensors(x) else None
-        whole = [*self._params.tensors, *(self._inputs.tensors if self._inputs else ())]
-        self._at = [i for i, tensor in enumerate(whole) if tensor.requires_grad]
-        self._whole = [tensor.detach() for tensor in whole]
+        self._params, self._x = Structure(params), Structure(x)
+        leaves = self._params.leaves
+        if not leaves or not all(isinstance(leaf, Tensor) for leaf in leaves):
+            raise UsageError("params are a tensor, or a non-empty list or mapping of tensors")
+        whole = [*self._params.leaves, *self._x.leaves]
+        tensors = {i: leaf for i, leaf in enumerate(whole) if isinstance(leaf, Tensor)}
+        self._at = [i for i, tensor in tensors.items() if tensor.requires_grad]
+        self._whole = [leaf.detach() if i in tensors else leaf for i, leaf in enumerate(whole)]
         self.wanted = [whole[i] for i in self._at]
+        self.held = [self._whole[i] for i, tensor in tensors.items() if not tensor.requires_grad]
+        """Tensors that F reads again on the way back, and that must not change until then."""
 
     def filled(self, wanted: Sequence[Tensor]) -> tuple[Any, Any]:
         """(params, x) with these in place of those that are wanted."""
         whole = list(self._whole)
         for i, tensor in zip(self._at, wanted, strict=False):  # there may be none wanted
             whole[i] = tensor
-        split = len(self._params.tensors)
-        x = self._inputs.arrange(whole[split:]) if self._inputs else self._x
-        return self._params.arrange(whole[:split]), x
-
-
-def _made_of_tensors(x: Any) -> bool:
-    if isinstance(x, Mapping):
-        x = list(x.values())
-    parts = list(x) if isinstance(x, list | tuple) else [x]
-    return bool(parts) and all(isinstance(part, Tensor) for part in parts)
+        split = len(self._params.leaves)
+        return self._params.arrange(whole[:split]), self._x.arrange(whole[split:])
 
 
 def _refuse_lost_gradients(problem: FixedPoint) -> None:
@@ -152,9 +158,6 @@ class _Backward:
     seed: int
     diagnosis: Diagnosis | None
 
-    def __post_init__(self) -> None:
-        self.task(self.problem.initial_theta())  # is the run long enough?
-
     def task(self, theta: Tensor) -> Task:
         """Made anew for every pass, so that each draws the same numbers."""
         return make_task(self.problem, theta, self.method, self.trunc, seed=self.seed)
@@ -173,19 +176,25 @@ class _Backward:
 
 class _SteadyState(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, backward: _Backward, *tensors: Tensor) -> Tensor:
-        run = backward.method.run(backward.task(Flattened(tensors).vector().detach()))
-        ctx.backward_pass, ctx.run = backward, run
-        ctx.save_for_backward(*tensors)  # and refused if they are changed before the way back
-        return run.state.clone()
+    def forward(ctx: Any, backward: _Backward, wanted: int, *tensors: Tensor) -> Tensor:
+        theta = Flattened(tensors[:wanted]).vector().detach()
+        ctx.backward_pass, ctx.wanted = backward, wanted
+        ctx.run = backward.method.run(backward.task(theta))
+        ctx.save_for_backward(*tensors)  # PyTorch refuses them if they change before the way back
+        state: Tensor = ctx.run.state.clone()
+        return state
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        flattened = Flattened(ctx.saved_tensors)
-        theta = flattened.vector().detach()
+    def backward(ctx: Any, *along: Tensor) -> tuple[Tensor | None, ...]:
+        (g,) = along
+        if torch.is_grad_enabled():
+            raise UsageError("a steady state can be differentiated once, not twice (create_graph)")
+        wanted = Flattened(ctx.saved_tensors[: ctx.wanted])
+        others = len(ctx.saved_tensors) - ctx.wanted
+        theta = wanted.vector().detach()
         backward: _Backward = ctx.backward_pass
         # What a run kept is used up by one way back; a second one, of a retained graph, runs again.
         run = ctx.run or backward.method.run(backward.task(theta))
         ctx.run = Run(run.state) if run.kept is None else None
-        return (None, *flattened.split(backward(theta, run, g.contiguous())))
+        gradients = wanted.split(backward(theta, run, g.contiguous()))
+        return (None, None, *gradients, *[None] * others)

@@ -16,6 +16,9 @@ from torch import Tensor, nn
 
 from hyperrbp.dynamics import Problem
 from hyperrbp.problems.batches import Batch, ShuffledBatches
+from hyperrbp.problems.fixed_point import FixedPoint
+from hyperrbp.problems.graph_net import GraphNet
+from hyperrbp.problems.hopfield import Hopfield
 from hyperrbp.problems.training import TrainingRun
 
 
@@ -85,6 +88,74 @@ def small_training_run(
         initial_weights=weights,
     )
     return run, run.initial_theta(0.3, 0.6)
+
+
+def small_memory_network(
+    *,
+    a: float = 1.0,
+    b: float = 0.5,
+    readout: str = "state",
+    init_std: float = 0.5,
+    images: int = 3,
+    seed: int = 5,
+) -> tuple[Hopfield, Tensor]:
+    """A Hopfield memory of 6 observed and 5 hidden neurons in float64, and binary images for it."""
+    source = torch.Generator().manual_seed(seed)
+    network = Hopfield(6, 5, a=a, b=b, readout=readout, init_std=init_std, generator=source)
+    return network.double(), torch.randint(0, 2, (images, 6), generator=source).double()
+
+
+def small_memory(
+    steps: int = 80, *, loss: str = "l1", settled: float = 0.0, **of_network
+) -> tuple[FixedPoint, Tensor]:
+    """The memory as a problem, and its θ; the mean L1 loss is far from its kinks."""
+    network, images = small_memory_network(**of_network)
+
+    def mean_loss(shown: Tensor) -> Tensor:
+        gap = shown - (3.0 * images - 1.2)
+        return gap.abs().mean() if loss == "l1" else gap.square().mean()
+
+    problem = network.problem(images, updates=steps, loss=mean_loss, settled=settled)
+    return problem, problem.initial_theta()
+
+
+def small_graph(nodes: int = 8, links: int = 11, seed: int = 1) -> Tensor:
+    """A random undirected graph: (source, target) pairs in both directions, shape (2, 2 links)."""
+    source = torch.Generator().manual_seed(seed)
+    pairs = torch.combinations(torch.arange(nodes))
+    one_way = pairs[torch.randperm(len(pairs), generator=source)[:links]].T
+    return torch.cat([one_way, one_way.flip(0)], 1)
+
+
+def small_graph_network(
+    edges: Tensor, nodes: int = 8, *, aggregation: str = "sum", scale: float = 0.2, seed: int = 3
+) -> tuple[GraphNet, Tensor]:
+    """A graph network of three classes in float64, its weights scaled down, and node features."""
+    source = torch.Generator().manual_seed(seed)
+    network = GraphNet(
+        edges, nodes, 4, 3, aggregation=aggregation, generator=source, dtype=torch.float64
+    )
+    with torch.no_grad():
+        for tensor in network.cell.parameters():
+            if tensor.ndim == 1:
+                tensor.normal_(0.0, 0.3, generator=source)
+            else:
+                tensor.mul_(scale)
+    return network, torch.randn(nodes, 4, generator=source, dtype=torch.float64)
+
+
+def small_graph_net(
+    steps: int = 150, *, settled: float = 0.0, **of_network
+) -> tuple[FixedPoint, Tensor]:
+    """The graph network with the cross-entropy on five of its nodes as a problem, and its θ."""
+    network, features = small_graph_network(small_graph(), **of_network)
+    labelled, classes = torch.tensor([0, 2, 3, 5, 6]), torch.tensor([0, 2, 1, 1, 0])
+
+    def loss(logits: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(logits[labelled], classes)
+
+    problem = network.problem(features, updates=steps, loss=loss, settled=settled)
+    return problem, problem.initial_theta()
 
 
 @pytest.fixture(scope="session")

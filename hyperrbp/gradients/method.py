@@ -24,9 +24,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from hyperrbp.options import CheckedOptions
+
 if TYPE_CHECKING:
     import torch
-    from pydantic import ConfigDict
     from torch import Tensor
 
     from hyperrbp.dynamics import Problem, Sensitivity
@@ -88,6 +89,11 @@ class Solution:
     """Jacobian products spent, Jᵀu and Jv together."""
 
 
+def largest_last(residuals: list[list[float]]) -> float | None:
+    """The largest last residual of several traces."""
+    return max((trace[-1] for trace in residuals if trace), default=None)
+
+
 @dataclass
 class Gradient:
     """dL(h_T)/dθ as a method found it."""
@@ -111,7 +117,7 @@ class Gradient:
     @property
     def residual(self) -> float | None:
         """The largest last residual of the solves."""
-        return max((trace[-1] for trace in self.residuals if trace), default=None)
+        return largest_last(self.residuals)
 
 
 @dataclass
@@ -163,12 +169,10 @@ def unmetered(_: str) -> AbstractContextManager[object]:
     return nullcontext()
 
 
-class Method(ABC):
+class Method(CheckedOptions, ABC):
     """A way to differentiate the loss on the last state with respect to θ."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = {"extra": "forbid", "strict": True}
-
-    name: ClassVar[str]
+    kind = "gradient method"
     fixed_operator: ClassVar[bool] = False
     """Whether it needs one and the same Jacobian for all its products, as Krylov methods do."""
     uses_trunc: ClassVar[bool] = True

@@ -6,6 +6,7 @@ once at the door, so that a gradient method sees two vectors.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,30 +23,53 @@ Update = Callable[[Tensor, Any, Any], Tensor]
 """F: (h, parameters, x) → the next h, of the shape of h."""
 
 
-class Flattened:
-    """One tensor, a sequence or a mapping of tensors as one vector, and back.
+class Structure:
+    """A tensor, a sequence, a mapping, or anything else: what is in it, and how it is put together.
+
+    Anything that is none of the first three is a single leaf.
+    """
+
+    def __init__(self, whole: Any) -> None:
+        self._whole = whole
+        self.leaves: list[Any] = [whole]
+        if isinstance(whole, Mapping):
+            self.leaves = list(whole.values())
+        elif isinstance(whole, list | tuple):
+            self.leaves = list(whole)
+
+    @property
+    def names(self) -> list[str]:
+        """The keys of a mapping, or the positions."""
+        if isinstance(self._whole, Mapping):
+            return list(self._whole)
+        return [str(i) for i in range(len(self.leaves))]
+
+    def arrange(self, leaves: Sequence[Any]) -> Any:
+        """Other leaves, put together alike."""
+        whole = self._whole
+        if isinstance(whole, Mapping):
+            return dict(zip(whole, leaves, strict=True))
+        if hasattr(whole, "_make"):  # a named tuple
+            return whole._make(leaves)
+        if isinstance(whole, tuple):
+            return tuple(leaves)
+        return list(leaves) if isinstance(whole, list) else leaves[0]
+
+
+class Flattened(Structure):
+    """A structure of tensors alone, as one vector and back.
 
     Raises:
         UsageError: if there is anything else in it, or tensors of several dtypes or devices.
     """
 
-    def __init__(self, structure: Parameters) -> None:
-        self._structure = structure
-        if isinstance(structure, Tensor):
-            self.tensors = [structure]
-        else:
-            self.tensors = list(structure.values() if isinstance(structure, Mapping) else structure)
+    def __init__(self, whole: Parameters) -> None:
+        super().__init__(whole)
+        self.tensors: list[Tensor] = self.leaves
         if not self.tensors or not all(isinstance(tensor, Tensor) for tensor in self.tensors):
             raise UsageError("parameters are a tensor, or a non-empty list or mapping of tensors")
         if len({(tensor.dtype, tensor.device) for tensor in self.tensors}) > 1:
             raise UsageError("parameters have to be of one dtype and on one device")
-
-    @property
-    def names(self) -> list[str]:
-        """The keys of a mapping, or the positions."""
-        if isinstance(self._structure, Mapping):
-            return list(self._structure)
-        return [str(i) for i in range(len(self.tensors))]
 
     def vector(self) -> Tensor:
         """θ, shape (p,); a single tensor is not copied."""
@@ -58,23 +82,12 @@ class Flattened:
         parts = torch.split(vector, [tensor.numel() for tensor in self.tensors])
         return [part.view(own.shape) for part, own in zip(parts, self.tensors, strict=True)]
 
-    def arrange(self, tensors: Sequence[Tensor]) -> Any:
-        """Tensors in the structure that they had at the door."""
-        own = self._structure
-        if isinstance(own, Tensor):
-            return tensors[0]
-        if isinstance(own, Mapping):
-            return dict(zip(own, tensors, strict=True))
-        if hasattr(own, "_make"):  # a named tuple
-            return own._make(tensors)
-        return tuple(tensors) if isinstance(own, tuple) else list(tensors)
-
 
 class FixedPoint(Problem):
     """h ← F(h, parameters, x), T times from h_0, and a loss on the last state.
 
     Args:
-        update: F, differentiable in the state and the parameters.
+        update: F, differentiable in the state and the parameters, which it leaves as they are.
         h0: the state to begin with, of any shape; n is its number of elements.
         parameters: θ, p numbers in all; their values here are those of :meth:`initial_theta`.
         x: the input of every update, whatever F takes.
@@ -100,7 +113,7 @@ class FixedPoint(Problem):
     ) -> None:
         if updates < 1:
             raise UsageError(f"a steady state takes at least 1 update, not {updates}")
-        if settled < 0:
+        if not 0 <= settled < math.inf:
             raise UsageError(f"'settled' is a relative change of at least 0, not {settled:g}")
         self.steps = updates
         self._update, self._x, self._loss, self._settled = update, x, loss, settled
@@ -117,17 +130,21 @@ class FixedPoint(Problem):
 
     def initial_state(self) -> Tensor:
         """h_0, shape (n,)."""
-        return self._h0.reshape(-1)
+        return self._h0.reshape(-1).clone()
 
     def step(self, h: Tensor, theta: Tensor, x: Input) -> Tensor:
         """F, shape (n,)."""
         new = self._update(
             h.view(self._h0.shape), self._flattened.arrange(self._flattened.split(theta)), x
         )
+        if not isinstance(new, Tensor):
+            raise UsageError(f"F returned {type(new).__name__}, not a tensor")
         if new.shape != self._h0.shape:
             raise UsageError(
                 f"F turned a state of shape {tuple(self._h0.shape)} into {tuple(new.shape)}"
             )
+        if new.dtype != self._h0.dtype:
+            raise UsageError(f"F turned a state of {self._h0.dtype} into {new.dtype}")
         return new.reshape(-1)
 
     def input(self, t: int) -> Input:
@@ -180,5 +197,5 @@ class FixedPoint(Problem):
 
     def describe(self, theta: Tensor) -> Mapping[str, Mapping[str, float]]:
         """The norm of every parameter tensor."""
-        named = zip(self._flattened.names, self._flattened.split(theta), strict=True)
+        named = zip(self._flattened.names, self._flattened.split(theta.detach()), strict=True)
         return {"norm": {name: float(tensor.norm()) for name, tensor in named}}

@@ -18,36 +18,44 @@ from hyperrbp.errors import UsageError
 from hyperrbp.problems.convergent import ConvergentNetwork, Recurrence
 
 
-class Messages:
+class Messages(nn.Module):
     """h ↦ A h for a sparse matrix A, as often differentiable as one likes.
 
     Args:
-        edges: (source, target) pairs, shape (2, E): A has an entry (target, source) for each.
+        edges: (source, target) pairs, shape (2, E): A has an entry (target, source) for each. One
+            that stands there twice counts twice.
         nodes: N.
         aggregation: ``sum``, or ``mean`` over the incoming edges of a node.
         dtype: of the states.
+
+    Raises:
+        UsageError: for an edge of a node that there is not, or an unknown aggregation.
     """
 
     def __init__(
         self, edges: Tensor, nodes: int, aggregation: str = "sum", dtype: torch.dtype | None = None
     ) -> None:
+        super().__init__()
         if aggregation not in ("sum", "mean"):
             raise UsageError(f"unknown aggregation '{aggregation}'; there are sum, mean")
-        source, target = edges
-        weights = torch.ones(len(source), dtype=dtype, device=edges.device)
+        if edges.numel() and not 0 <= int(edges.min()) <= int(edges.max()) < nodes:
+            raise UsageError(f"an edge of a node that is not one of 0 … {nodes - 1}")
+        (source, target), counts = torch.unique(edges, dim=1, return_counts=True)
+        weights = counts.to(dtype or torch.get_default_dtype())
         if aggregation == "mean":
-            weights /= torch.bincount(target, minlength=nodes).to(weights.dtype)[target]
-        # Rows in order, so that each node's sum is taken in one and the same order.
-        self._forth = _compressed(target, source, weights, nodes)
-        self._back = _compressed(source, target, weights, nodes)
+            incoming = weights.new_zeros(nodes).index_add_(0, target, weights)
+            weights = weights / incoming[target]
+        self.register_buffer("forth", _compressed(target, source, weights, nodes), persistent=False)
+        self.register_buffer("back", _compressed(source, target, weights, nodes), persistent=False)
 
-    def __call__(self, h: Tensor) -> Tensor:
+    def forward(self, h: Tensor) -> Tensor:
         """A h, shape (N, d)."""
-        product: Tensor = _Product.apply(h, self._forth, self._back)
+        product: Tensor = _Product.apply(h, self.forth, self.back)
         return product
 
 
 def _compressed(rows: Tensor, columns: Tensor, weights: Tensor, nodes: int) -> Tensor:
+    # Rows in order, so that each node's sum is taken in one and the same order.
     order = (rows * nodes + columns).argsort()
     starts = torch.searchsorted(rows[order], torch.arange(nodes + 1, device=rows.device))
     with warnings.catch_warnings():
@@ -101,13 +109,13 @@ class GraphNet(ConvergentNetwork):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.messages = Messages(edges, nodes, aggregation, dtype)
         if init not in ("normal", "uniform"):
             raise UsageError(f"unknown init '{init}'; there are normal, uniform")
         # Without their own initialization, which would move PyTorch's global generator.
         self.cell = nn.GRUCell(dimensions, dimensions, device="meta", dtype=dtype)
         self.classifier = nn.Linear(dimensions, classes, device="meta", dtype=dtype)
         self.to_empty(device=edges.device)
+        self.messages = Messages(edges, nodes, aggregation, dtype)
         bound = 1 / math.sqrt(dimensions)
         with torch.no_grad():
             for tensor in self.parameters():
@@ -119,7 +127,9 @@ class GraphNet(ConvergentNetwork):
                     tensor.normal_(0.0, math.sqrt(2) * bound, generator=generator)
 
     def recurrence(self, inputs: Tensor) -> Recurrence:
-        """For node features of shape (N, d)."""
+        """For node features of shape (N, d), which get no gradient: there the states begin."""
+        if inputs.requires_grad:
+            raise UsageError("the features of a graph net get no gradient; pass features.detach()")
         return Recurrence(self._propagate, inputs, dict(self.cell.named_parameters()), None)
 
     def _propagate(self, h: Tensor, weights: Mapping[str, Tensor], _: None) -> Tensor:

@@ -51,6 +51,8 @@ class Hopfield(ConvergentNetwork):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
+        if not (a > 0 and b > 0):
+            raise UsageError(f"a and b are above 0, not {a:g} and {b:g}")
         if readout not in ("state", "activation"):
             raise UsageError(f"unknown readout '{readout}'; there are state, activation")
         self.observed, self.hidden, self.a, self.b, self.readout = observed, hidden, a, b, readout

@@ -60,7 +60,7 @@ def draw(folders: Sequence[RunFolder], file: Path) -> None:
         axes[0].legend(frameon=False)
         for axis, kind in zip(axes[1:], KINDS, strict=True):
             _hyperparameters(axis, runs[0][1], kind)
-    _save(figure, file)
+    save(figure, file)
 
 
 def _loss(axis: Axes, records: Sequence[dict[str, Any]], label: str, colour: str) -> None:
@@ -133,7 +133,7 @@ def draw_costs(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
             axis.xaxis.minorticks_off()
             axis.grid(alpha=0.3)
             axis.legend(frameon=False, fontsize="x-small")
-    _save(figure, file)
+    save(figure, file)
 
 
 def _cost_curve(
@@ -155,7 +155,13 @@ def log_log_slope(points: Sequence[tuple[float, float]]) -> float | None:
     return linear_regression(xs, ys).slope
 
 
-def _save(figure: Figure, file: Path) -> None:
+def save(figure: Figure, file: Path) -> None:
+    """Write a figure, and let it go.
+
+    Raises:
+        UsageError: for an ending that is no image format.
+        StorageError: if the file cannot be written.
+    """
     from matplotlib import pyplot as plt
 
     try:

@@ -1,0 +1,194 @@
+"""One run of an experiment: done once, taken up again where it was left, and then only read."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hyperrbp import cookbook
+from hyperrbp.errors import DataError, DivergedError, HyperrbpError, UsageError
+from hyperrbp.recipe import Recipe, read, read_any
+from hyperrbp.run_folder import RunFolder
+from hyperrbp.schema import AnyRecipe
+
+if TYPE_CHECKING:
+    import torch
+
+    from hyperrbp.experiment import Experiment
+    from hyperrbp.train import Record
+    from hyperrbp.trainee import Trainee
+
+
+@dataclass
+class Outcome:
+    """What came of a cell."""
+
+    folder: RunFolder
+    result: dict[str, Any]
+    """Of the run; empty if there is none."""
+    failure: str | None = None
+    """Why there is none, or why it ended early."""
+
+    def records(self) -> list[dict[str, Any]]:
+        """Of the run."""
+        return self.folder.records()
+
+
+class Watch:
+    """Told how far a cell has come; does nothing by itself."""
+
+    def at(self, position: int, last: int) -> None:
+        """So many of its steps are done."""
+
+
+@dataclass(frozen=True)
+class Cell(ABC):
+    """A recipe, and the folder that its run goes to."""
+
+    name: str
+    recipe: AnyRecipe
+
+    def outcome(self, runs: Path, data_root: Path | None, watch: Watch) -> Outcome:
+        """Run it, go on with it, or read what it came to.
+
+        Raises:
+            UsageError: if its folder holds a run of another recipe.
+        """
+        folder = RunFolder(runs / self.name)
+        if folder.result_file.exists():
+            self._check_same(folder)
+            result = folder.result()
+            status = result.get("status", "done")
+            return Outcome(folder, result, None if status == "done" else status)
+        try:
+            result = self.run(folder, data_root, watch)
+        except DivergedError as error:
+            result = folder.result() if folder.result_file.exists() else {}
+            return Outcome(folder, result, str(error))
+        except DataError as error:
+            absent = "files absent" if "not found" in str(error) else str(error)
+            return Outcome(folder, {}, f"not run: {absent}")
+        except HyperrbpError as error:
+            if isinstance(error, UsageError):
+                raise
+            return Outcome(folder, {}, f"not run: {error}")
+        return Outcome(folder, result)
+
+    def done(self, runs: Path) -> bool:
+        """Whether there is nothing left to run."""
+        return RunFolder(runs / self.name).result_file.exists()
+
+    def _check_same(self, folder: RunFolder) -> None:
+        machine = {"device", "threads", "name"}
+        there = read_any(folder.recipe_file).model_dump(exclude=machine)
+        if there != self.recipe.model_dump(exclude=machine):
+            raise UsageError(
+                f"{folder.path} holds a run of another recipe; move it away, or choose another"
+                " --out"
+            )
+
+    @abstractmethod
+    def run(self, folder: RunFolder, data_root: Path | None, watch: Watch) -> dict[str, Any]:
+        """Run it, or go on with it; returns the result."""
+
+
+class TrainCell(Cell):
+    """``hyperrbp train``."""
+
+    def run(self, folder: RunFolder, data_root: Path | None, watch: Watch) -> dict[str, Any]:
+        """Run it, or go on with it; returns the result."""
+        from hyperrbp.train import train_recipe
+
+        return train_recipe(
+            self.recipe,
+            folder.path,
+            data_root=data_root,
+            resume=folder.recipe_file.exists(),
+            observers=[_TrainWatch(watch)],
+        )
+
+
+class TuneCell(Cell):
+    """``hyperrbp tune``."""
+
+    def run(self, folder: RunFolder, data_root: Path | None, watch: Watch) -> dict[str, Any]:
+        """Run it, or go on with it; returns the result."""
+        from hyperrbp.tune import tune_recipe
+
+        assert isinstance(self.recipe, Recipe)
+        return tune_recipe(
+            self.recipe,
+            folder.path,
+            data_root=data_root,
+            resume=folder.recipe_file.exists(),
+            observers=[_TuneWatch(watch)],
+        )
+
+
+@dataclass(frozen=True)
+class CompareCell(Cell):
+    """``hyperrbp compare``; it has nothing to take up again, and begins anew."""
+
+    methods: tuple[str, ...] = ("bptt", "neumann")
+    truncs: tuple[int, ...] = (10, 50, 100)
+    repeats: int = 10
+
+    def run(self, folder: RunFolder, data_root: Path | None, watch: Watch) -> dict[str, Any]:
+        """Run it; returns the document."""
+        from hyperrbp.compare import compare
+        from hyperrbp.contender import contenders
+        from hyperrbp.report.comparison import write
+
+        assert isinstance(self.recipe, Recipe)
+        shutil.rmtree(folder.path, ignore_errors=True)
+        field = contenders(self.methods, self.truncs, [self.recipe.inner.steps])
+        document = compare(self.recipe, field, repeats=self.repeats, data_root=data_root)
+        write(document, folder.path)
+        folder.create(self.recipe)
+        folder.write_result(document)
+        return dict(json.loads(folder.result_file.read_text(encoding="utf-8")))
+
+
+class _TrainWatch:
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+
+    def started(self, trainee: Trainee, folder: RunFolder, earlier: Sequence[Record]) -> None:
+        self._unit, self._last = trainee.unit, trainee.last
+
+    def stepped(self, record: Record) -> None:
+        self._watch.at(record[self._unit], self._last)
+
+    def stopped(self) -> None:
+        pass
+
+
+class _TuneWatch:
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+
+    def started(self, experiment: Experiment, folder: RunFolder, earlier: Sequence[Record]) -> None:
+        self._last = experiment.meta.steps
+
+    def stepped(self, record: Record, theta: torch.Tensor) -> None:
+        self._watch.at(record["meta_step"], self._last)
+
+    def stopped(self) -> None:
+        pass
+
+
+def recipe_of(name: str, settings: dict[str, Any]) -> AnyRecipe:
+    """A built-in recipe with other values."""
+    overrides = [("reproduce", key, value) for key, value in settings.items()]
+    return read_any(cookbook.built_in(name), overrides)
+
+
+def tuning_recipe_of(name: str, settings: dict[str, Any]) -> Recipe:
+    """A built-in tuning recipe with other values."""
+    overrides = [("reproduce", key, value) for key, value in settings.items()]
+    return read(cookbook.built_in(name), overrides)
