@@ -18,10 +18,16 @@ if TYPE_CHECKING:
     from hyperrbp.gradients import Averaging as Averaging
     from hyperrbp.gradients import Hypergradient as Hypergradient
     from hyperrbp.gradients import hypergradient as hypergradient
+    from hyperrbp.implicit_layer import Diagnosis as Diagnosis
+    from hyperrbp.implicit_layer import steady_state as steady_state
     from hyperrbp.problems.batches import Batch as Batch
     from hyperrbp.problems.batches import ShuffledBatches as ShuffledBatches
+    from hyperrbp.problems.fixed_point import FixedPoint as FixedPoint
+    from hyperrbp.problems.graph_net import GraphNet as GraphNet
+    from hyperrbp.problems.hopfield import Hopfield as Hopfield
     from hyperrbp.problems.training import TrainingRun as TrainingRun
     from hyperrbp.recipe import Recipe as Recipe
+    from hyperrbp.train import train_recipe as train_recipe
     from hyperrbp.tune import tune_recipe as tune_recipe
 
 __version__ = "0.1.0"
@@ -29,8 +35,12 @@ __version__ = "0.1.0"
 _HOMES = {
     "Averaging": "hyperrbp.gradients",
     "Batch": "hyperrbp.problems.batches",
+    "Diagnosis": "hyperrbp.implicit_layer",
     "Experiment": "hyperrbp.experiment",
+    "FixedPoint": "hyperrbp.problems.fixed_point",
     "GradientSettings": "hyperrbp.descent",
+    "GraphNet": "hyperrbp.problems.graph_net",
+    "Hopfield": "hyperrbp.problems.hopfield",
     "Hypergradient": "hyperrbp.gradients",
     "HyperrbpError": "hyperrbp.errors",
     "MetaSettings": "hyperrbp.descent",
@@ -40,6 +50,8 @@ _HOMES = {
     "TrainingRun": "hyperrbp.problems.training",
     "descend": "hyperrbp.descent",
     "hypergradient": "hyperrbp.gradients",
+    "steady_state": "hyperrbp.implicit_layer",
+    "train_recipe": "hyperrbp.train",
     "tune_recipe": "hyperrbp.tune",
 }
 

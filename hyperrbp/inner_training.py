@@ -45,6 +45,7 @@ class InnerTraining(Trainee):
         self.recipe, self.device = self._experiment.recipe, self._experiment.device
         self._problem = self._experiment.problem()
         self._theta = self._experiment.theta
+        self._chosen = hyperparameters is not None
         if hyperparameters is not None:
             self._theta = self._problem.theta_of(hyperparameters)
         self._h = self._problem.initial_state()
@@ -73,7 +74,10 @@ class InnerTraining(Trainee):
                 if value is not None and not math.isfinite(value):
                     raise DivergedError(f"training step {step}: the loss is not finite")
             stop = min(step + self._stride, self.last)
-            self._h = problem.run(self._theta, step, stop, self._h).clone()
+            h = problem.run(self._theta, step, stop, self._h).clone()
+            if not h.isfinite().all():
+                raise DivergedError(f"training step {step}: the weights stop being finite after it")
+            self._h = h
         # The run is over with the record of its last state.
         self.position = self.last + 1 if at_end else stop
         return {
@@ -95,11 +99,16 @@ class InnerTraining(Trainee):
         return {"state": self._h, "theta": self._theta}
 
     def restore(self, content: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        """Stand where these were taken."""
+        """Stand where these were taken, with their hyperparameters.
+
+        Raises:
+            UsageError: if others were asked for.
+        """
         self.position = int(content["step"])
         theta = tensors["theta"].to(self._theta)
-        if theta.shape != self._theta.shape or not torch.equal(theta, self._theta):
-            raise UsageError("the run was begun with other hyperparameters")
+        if self._chosen and not torch.equal(theta, self._theta):
+            raise UsageError("--hyperparameters: the run was begun with others")
+        self._theta = theta
         self._h = tensors["state"].to(self._h)
 
     def weights(self) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn.functional import l1_loss
+from torch.nn.functional import avg_pool2d, l1_loss
 
 from hyperrbp.data import data_root, load
 from hyperrbp.errors import DataError
@@ -38,8 +38,9 @@ class AssociativeMemory(System):
             if len(found) == 0:
                 raise DataError(f"data set '{data.name}' has no example of class {label}")
             firsts.append(int(found[0]))
-        self._side = math.isqrt(train.inputs.shape[1])
-        self.inputs = (train.inputs[firsts] > data.binarize_above).to(device, dtype)
+        images = downsampled(train.inputs[firsts], data.downsample)
+        self._side = math.isqrt(images.shape[1])
+        self.inputs = (images > data.binarize_above).to(device, dtype)
         self.corrupted = corrupt(self.inputs, data.corruption, recipe.seed)
         self._seed, self._batch_size = recipe.seed, recipe.training.batch_size
         self.network = Hopfield(
@@ -87,16 +88,31 @@ class AssociativeMemory(System):
     def watch(self, problem: FixedPoint, theta: Tensor) -> dict[str, list[float]]:
         """The change norms, and the energy of the mean image, which need not fall."""
         assert isinstance(self.network, Hopfield)
-        energies = []
-        for h in problem.states(theta, 0, problem.steps, problem.initial_state()):
-            energies.append(self.network.energy(problem.shaped(h), self.inputs).mean())
-        return super().watch(problem, theta) | {"energy": torch.stack(energies).tolist()}
+        states = problem.states(theta, 0, problem.steps, problem.initial_state())
+        energies = self.network.energies(map(problem.shaped, states), self.inputs)
+        means = torch.stack([energy.mean() for energy in energies])
+        return super().watch(problem, theta) | {"energy": means.tolist()}
 
     def pictures(self, answer: Answer) -> tuple[list[str], Tensor]:
         """Whole, corrupted and retrieved images."""
         rows = torch.stack([self.inputs, self.corrupted, binarized(answer(self.corrupted))])
         shape = (*rows.shape[:2], self._side, self._side)
         return ["original", "corrupted", "retrieved"], rows.reshape(shape).cpu()
+
+
+def downsampled(images: Tensor, factor: int) -> Tensor:
+    """Square images, shape (B, pixels), with ``factor`` times fewer pixels a side.
+
+    Raises:
+        DataError: if their side is not a multiple of it.
+    """
+    side = math.isqrt(images.shape[1])
+    if side % factor:
+        raise DataError(
+            f"images of {side}×{side} pixels cannot be downsampled by {factor}: it does not divide"
+            f" {side}"
+        )
+    return avg_pool2d(images.view(-1, 1, side, side), factor).flatten(1)
 
 
 def corrupt(images: Tensor, share: float, seed: int) -> Tensor:

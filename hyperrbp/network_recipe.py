@@ -97,6 +97,9 @@ class MemoryData(Section):
 
     name: str = Field("mnist", description="data set: " + ", ".join(SOURCES))
     images: int = Field(10, ge=1, description="the first so many classes, one image of each")
+    downsample: int = Field(
+        1, ge=1, le=28, description="average squares of so many pixels a side into one"
+    )
     binarize_above: float = Field(0.0, ge=0, lt=1, description="pixels above are 1, others 0")
     corruption: float = Field(
         0.5, ge=0, le=1, description="share of the non-zero pixels that are blanked for retrieval"
@@ -134,7 +137,7 @@ class HopfieldRecipe(NetworkRecipe):
     system: Literal["hopfield"] = "hopfield"
     data: MemoryData = MemoryData()
     network: MemoryNetwork = MemoryNetwork()
-    inference: InferenceSection = MemoryInference()
+    inference: MemoryInference = MemoryInference()
     training: MemoryTraining = MemoryTraining()
 
     def contradictions(self) -> Iterator[KeyFault]:
@@ -197,8 +200,8 @@ class GraphNetRecipe(NetworkRecipe):
     system: Literal["graph-net"] = "graph-net"
     data: CitationData = CitationData()
     network: GraphNetwork = GraphNetwork()
-    gradient: GradientSection = CitationGradient()
-    training: TrainingSection = CitationTraining()
+    gradient: CitationGradient = CitationGradient()
+    training: CitationTraining = CitationTraining()
 
     def contradictions(self) -> Iterator[KeyFault]:
         """What no single key shows to be wrong: (key, what was expected)."""

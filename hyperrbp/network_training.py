@@ -13,12 +13,12 @@ from torch.nn.utils import get_total_norm
 from hyperrbp.errors import CheckpointError, DivergedError
 from hyperrbp.experiment import device_and_threads
 from hyperrbp.gradients.method import Status
+from hyperrbp.implicit_layer import Diagnosis, steady_state
 from hyperrbp.meter import PhaseMeter, measured
 from hyperrbp.network_recipe import GraphNetRecipe, HopfieldRecipe, NetworkRecipe
 from hyperrbp.penalties import PENALTIES, Penalty
 from hyperrbp.problems.convergent import Recurrence
 from hyperrbp.randomness import generator
-from hyperrbp.steady_state import Diagnosis, steady_state
 from hyperrbp.system import Example, System
 from hyperrbp.trainee import Trainee
 
@@ -94,7 +94,7 @@ class NetworkTraining(Trainee):
                 record["loss"] = self.system.loss(self.answer)
         else:
             record |= self._train(meter)
-        if self.position % self.recipe.training.validate_every == 0 or self.position == self.last:
+        if self.position % self.recipe.training.validate_every == 0:
             with meter.phase("validation"):
                 record |= self._validate()
         record["measured"] = measured(meter.seconds, meter.peak_bytes)
@@ -186,15 +186,40 @@ class NetworkTraining(Trainee):
 
     def _validate(self) -> dict[str, Any]:
         validation = self.system.validate(self.answer)
-        badness = self.system.badness(validation)
-        if badness < self.best["badness"]:
-            self.best = {"epoch": self.position, "badness": badness, "validation": validation}
-            self._best_weights = self._copied_weights()
+        self.best, self._best_weights = self._better(self.position, validation)
         problem = self._network.problem(self.system.inputs, updates=self.recipe.inference.updates)
         return {"validation": validation, **self.system.watch(problem, problem.initial_theta())}
 
+    def _better(
+        self, epoch: int, validation: dict[str, float]
+    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """The best so far, or the weights as they are if these validate better."""
+        badness = self.system.badness(validation)
+        if badness < self.best["badness"]:
+            best = {"epoch": epoch, "badness": badness, "validation": validation}
+            return best, self._copied_weights()
+        return self.best, self._best_weights
+
+    def _best_at_end(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """The best of the due epochs and the last one.
+
+        The latter is left out of the state: a run that goes on from here is as if it had never
+        stopped.
+        """
+        done = self.position - 1
+        if done < 0 or done % self.recipe.training.validate_every == 0:
+            return self.best, self._best_weights
+        try:
+            return self._better(done, self.system.validate(self.answer))
+        except DivergedError:
+            return self.best, self._best_weights
+
     def answer(self, inputs: Tensor) -> Tensor:
-        """The network's output at the steady state of these inputs, without a graph."""
+        """The network's output at the steady state of these inputs, without a graph.
+
+        Raises:
+            DivergedError: if it is not finite.
+        """
         inference = self.recipe.inference
         with torch.no_grad():
             h = steady_state(
@@ -203,7 +228,10 @@ class NetworkTraining(Trainee):
                 steps=1,
                 settled=inference.settled,
             )
-            return self._network.output(h)
+            output = self._network.output(h)
+        if not output.isfinite().all():
+            raise DivergedError(f"epoch {self.position}: the network's output is not finite")
+        return output
 
     def pictures(self) -> tuple[list[str], Tensor] | None:
         """Of the weights as they are."""
@@ -212,7 +240,7 @@ class NetworkTraining(Trainee):
     # --- on disk ----------------------------------------------------------------------------------
 
     def due(self) -> bool:
-        """After every validation."""
+        """After every validation, and at the end."""
         done = self.position - 1
         return done % self.recipe.training.validate_every == 0 or done == self.last
 
@@ -262,13 +290,17 @@ class NetworkTraining(Trainee):
 
     def weights(self) -> dict[str, Tensor]:
         """Those of the best epoch."""
-        return self._best_weights
+        return self._best_at_end()[1]
 
     def result(self) -> dict[str, Any]:
         """Measures of the best epoch."""
         now = self._copied_weights()
-        self._network.load_state_dict(self._best_weights)
-        test = self.system.test(self.answer)
+        best, weights = self._best_at_end()
+        self._network.load_state_dict(weights)
+        try:
+            test = self.system.test(self.answer)
+        except DivergedError:  # from the very start
+            test = {}
         self._network.load_state_dict(now)
         recipe = self.recipe
         return {
@@ -277,6 +309,6 @@ class NetworkTraining(Trainee):
             "trunc": recipe.gradient.trunc,
             "updates": recipe.inference.updates,
             "epochs": self.position - 1,
-            "best": {key: self.best[key] for key in ("epoch", "validation")},
+            "best": {key: best[key] for key in ("epoch", "validation")},
             "test": test,
         }

@@ -67,6 +67,7 @@ def train_recipe(
         _restore(trainee, folder)
     folder.create(trainee.recipe)
     folder.forget_from(trainee.unit, trainee.position)
+    _save(trainee, folder)
     earlier = folder.records()
     started = time.perf_counter()
     try:
@@ -78,8 +79,7 @@ def train_recipe(
                 observer.stepped(record)
             folder.append(record)
             if trainee.due():
-                tensors = trainee.tensors()
-                checkpoint.save_with_tensors(folder.checkpoint_file, trainee.content(), tensors)
+                _save(trainee, folder)
     except DivergedError as error:
         _finish(trainee, folder, started, status=str(error))
         raise
@@ -104,9 +104,13 @@ def _trainee(
     return NetworkTraining(recipe, data_root)
 
 
+def _save(trainee: Trainee, folder: RunFolder) -> None:
+    checkpoint.save_with_tensors(folder.checkpoint_file, trainee.content(), trainee.tensors())
+
+
 def _restore(trainee: Trainee, folder: RunFolder) -> None:
-    if not folder.checkpoint_file.exists():
-        return  # it was killed before its first checkpoint
+    if not folder.checkpoint_file.exists() and not folder.records():
+        return  # it was killed before it had begun
     content, tensors = checkpoint.load_with_tensors(folder.checkpoint_file)
     try:
         trainee.restore(content, tensors)

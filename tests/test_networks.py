@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from hyperrbp import hypergradient
 from hyperrbp.errors import UsageError
 from hyperrbp.gradients import METHODS
+from hyperrbp.implicit_layer import steady_state
 from hyperrbp.problems.graph_net import GraphNet, Messages
 from hyperrbp.problems.hopfield import Hopfield
-from hyperrbp.steady_state import steady_state
 
 ALL = sorted(METHODS)
 EXACT = {"rtol": 1e-12, "atol": 1e-14}
@@ -64,17 +64,17 @@ def test_the_memory_moves_as_all_its_neurons_would(form):
     states = [
         problem.shaped(h).clone() for h in problem.states(theta, 0, 7, problem.initial_state())
     ]
-    assert states[0].shape == (3, 5 + 6)
+    assert states[0].shape == (5 + 6, 3)
     with torch.no_grad():
         for row, image in enumerate(images):
             naive = naive_states(network, network.weight, image, 7)
             for h, truth in zip(states, naive, strict=True):
-                torch.testing.assert_close(h[row], truth[6:], **EXACT)
+                torch.testing.assert_close(h[:, row], truth[6:], **EXACT)
             torch.testing.assert_close(
                 network.output(states[-1])[row], naive_output(network, naive[-1]), **EXACT
             )
     assert states[-1].std() > 0.1
-    assert not torch.equal(states[-1][0], states[-1][1])
+    assert not torch.equal(states[-1][:, 0], states[-1][:, 1])
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
@@ -144,12 +144,12 @@ def full_energy(network: Hopfield, h: Tensor, image: Tensor) -> float:
 @pytest.mark.parametrize("form", FORMS, ids=str)
 def test_the_energy_is_the_formula_up_to_a_constant(form):
     network, images = small_memory_network(**form)
-    states = normal(4, 3, 11, seed=3)
+    states = normal(4, 11, 3, seed=3)
     found = torch.stack([network.energy(h, images) for h in states])
     assert found.shape == (4, 3)
     assert not found.requires_grad
     truth = torch.tensor(
-        [[full_energy(network, h[i], images[i]) for i in range(3)] for h in states],
+        [[full_energy(network, h[:, i], images[i]) for i in range(3)] for h in states],
         dtype=torch.float64,
     )
     gap = found - truth
@@ -166,7 +166,7 @@ def test_the_energy_is_the_formula_up_to_a_constant(form):
 
 def test_the_energy_is_finite_where_neurons_saturate():
     network, images = small_memory_network()
-    states = torch.full((3, 11), 5000.0, dtype=torch.float64)
+    states = torch.full((11, 3), 5000.0, dtype=torch.float64)
     for h in (states, -states):
         assert network.energy(h, images).isfinite().all()
 
@@ -177,13 +177,13 @@ def test_the_energy_falls_along_the_differential_equation(form):
     network, images = small_memory_network(**form)
     problem = network.problem(images, updates=1)
     theta = problem.initial_theta()
-    h = 2 * normal(3, 11, seed=4)
+    h = 2 * normal(11, 3, seed=4)
     energies = [network.energy(h, images)]
     for t in range(300):
         slope = problem.shaped(problem.step(h.reshape(-1), theta, None)) - h  # dh/dt: a unit step
         if t == 0:
             x = torch.sigmoid(network.b * h)
-            rate = -(network.b * x * (1 - x) * slope.square()).sum(1)
+            rate = -(network.b * x * (1 - x) * slope.square()).sum(0)
             ends = [network.energy(h + s * 1e-4 * slope, images) for s in (1, -1)]
             torch.testing.assert_close((ends[0] - ends[1]) / 2e-4, rate, rtol=1e-6, atol=0)
             assert (rate < -0.01).all()
@@ -207,7 +207,7 @@ def test_a_memory_begins_with_the_papers_weights():
     assert torch.equal(network.weight, again.weight)
     images = torch.ones(2, 40)
     _, h0, _, _ = network.recurrence(images)
-    assert h0.shape == (2, 70)
+    assert h0.shape == (70, 2)
     assert not h0.any()
     assert not h0.requires_grad
 

@@ -11,19 +11,33 @@ import pytest
 from hyperrbp.cookbook import names
 from hyperrbp.errors import EXIT_CODES
 from hyperrbp.gradients import METHODS
+from hyperrbp.penalties import PENALTIES
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_its_python_runs(capsys):
-    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    code, _ = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     exec(compile(code, "README.md", "exec"), {})
     lines = capsys.readouterr().out.splitlines()
     losses = [float(line.split()[1]) for line in lines[1:22]]
     assert len(losses) == 21
     assert losses[-1] < losses[0]
     assert float(lines[0].split("cosine ")[1].split()[0]) > 0.5
+
+
+def test_its_layer_trains(capsys):
+    _, code = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    exec(compile(code, "README.md", "exec"), {})
+    said = capsys.readouterr().out
+    assert float(said.split("loss ")[1].split(";")[0]) < 0.9
+    assert "gradient truncated" in said or "gradient converged" in said
+
+
+def test_its_penalties_exist():
+    named = re.findall(r"^\| `([a-z-]+)` \| max", README, flags=re.MULTILINE)
+    assert named == list(PENALTIES)
 
 
 def test_its_exit_codes_are_those_of_the_code():
@@ -33,7 +47,7 @@ def test_its_exit_codes_are_those_of_the_code():
 
 def test_its_methods_and_recipes_exist():
     named = set(re.findall(r"^\| `(\w+)` \|", README, flags=re.MULTILINE))
-    assert named == set(METHODS)
+    assert named - set(PENALTIES) == set(METHODS)
     assert set(re.findall(r"hyperrbp tune ([a-z]+)\b(?!/)", README)) - {"runs"} <= set(names())
 
 

@@ -13,8 +13,8 @@ from hyperrbp.errors import UsageError
 from hyperrbp.gradients import METHODS, method_class
 from hyperrbp.gradients.implicit import ImplicitMethod
 from hyperrbp.gradients.neumann import Neumann
+from hyperrbp.implicit_layer import Diagnosis, steady_state
 from hyperrbp.meter import LiveBytes, SavedBytes
-from hyperrbp.steady_state import Diagnosis, steady_state
 
 ALL = sorted(METHODS)
 SOLVERS = [name for name in ALL if issubclass(method_class(name), ImplicitMethod)]

@@ -10,7 +10,7 @@ output neurons come to rest at is the retrieved one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -24,9 +24,10 @@ class Hopfield(ConvergentNetwork):
     """An associative memory for images of ``observed`` pixels.
 
     The weights are one square matrix W, of which W + Wᵀ without its diagonal is used. The state is
-    that of the free neurons, hidden before output, shape (B, hidden + observed): what the clamped
+    that of the free neurons, hidden before output, shape (hidden + observed, B): what the clamped
     ones send is the same at every update, and computed once. Images of a batch do not see each
     other, so that the Jacobian is block diagonal and a batch trains as its images would one by one.
+    (A column an image: that is how a wide matrix meets a narrow one fastest.)
 
     Args:
         observed: pixels, and output neurons.
@@ -69,16 +70,17 @@ class Hopfield(ConvergentNetwork):
     def _parameters_for(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """The weights among the free neurons, and what the clamped ones send them."""
         among_free, from_clamped = _Couplings.apply(self.weight, self.observed)
-        return among_free, torch.sigmoid(self.b * inputs) @ from_clamped
+        return among_free, from_clamped @ torch.sigmoid(self.b * inputs).T
 
     def _euler_step(self, h: Tensor, parameters: Sequence[Tensor], _: None) -> Tensor:
         among_free, drive = parameters
-        new = torch.addmm(drive, torch.sigmoid(self.b * h), among_free)
+        product: Tensor = _SymmetricProduct.apply(among_free, torch.sigmoid(self.b * h))
+        new = drive + product
         return new if self.a == 1 else new + (1 - 1 / self.a) * h
 
     def output(self, h: Tensor) -> Tensor:
         """What the output neurons show, shape (B, observed)."""
-        shown = h[:, self.hidden :]
+        shown = h[self.hidden :].T
         return shown if self.readout == "state" else torch.sigmoid(self.b * shown)
 
     def energy(self, h: Tensor, inputs: Tensor) -> Tensor:
@@ -88,18 +90,41 @@ class Hopfield(ConvergentNetwork):
         the clamped neurons (Hopfield 1984, eq. 7). It falls along the differential equation; under
         synchronous Euler steps of length 1 it need not.
         """
+        (energy,) = self.energies([h], inputs)
+        return energy
+
+    def energies(self, states: Iterable[Tensor], inputs: Tensor) -> Iterator[Tensor]:
+        """The :meth:`energy` of one state after the other."""
         with torch.no_grad():
             among_free, drive = self._parameters_for(inputs)
-            x = torch.sigmoid(self.b * h)
-            entropy = torch.special.xlogy(x, x) + torch.special.xlogy(1 - x, 1 - x)
-            energy: Tensor = (
-                entropy / (self.a * self.b) - 0.5 * x * (x @ among_free) - x * drive
-            ).sum(1)
-            return energy
+        for h in states:
+            with torch.no_grad():
+                x = torch.sigmoid(self.b * h)
+                entropy = torch.special.xlogy(x, x) + torch.special.xlogy(1 - x, 1 - x)
+                inside = entropy / (self.a * self.b) - 0.5 * x * (among_free @ x) - x * drive
+                energy = inside.sum(0)
+            yield energy
+
+
+class _SymmetricProduct(torch.autograd.Function):
+    """S x with S = Sᵀ: its derivative is S again, which is read faster than its transpose."""
+
+    @staticmethod
+    def forward(ctx: Any, symmetric: Tensor, x: Tensor) -> Tensor:
+        ctx.save_for_backward(symmetric, x)
+        return symmetric @ x
+
+    @staticmethod
+    def backward(ctx: Any, *along: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        (u,) = along
+        symmetric, x = ctx.saved_tensors
+        wanted, through = ctx.needs_input_grad
+        along_symmetric = u @ x.T if wanted else None
+        return along_symmetric, _SymmetricProduct.apply(symmetric, u) if through else None
 
 
 class _Couplings(torch.autograd.Function):
-    """W + Wᵀ without its diagonal: (free × free, clamped × free).
+    """W + Wᵀ without its diagonal: (free × free, free × clamped).
 
     By slices and sums, autograd would fill a whole matrix with zeros for each of four gradients.
     """
@@ -109,7 +134,7 @@ class _Couplings(torch.autograd.Function):
         ctx.clamped = clamped
         free = weight[clamped:, clamped:]
         among_free = (free + free.T).fill_diagonal_(0.0)
-        return among_free, weight[:clamped, clamped:] + weight[clamped:, :clamped].T
+        return among_free, weight[clamped:, :clamped] + weight[:clamped, clamped:].T
 
     @staticmethod
     def backward(ctx: Any, *along: Tensor) -> tuple[Tensor, None]:
@@ -117,8 +142,8 @@ class _Couplings(torch.autograd.Function):
         clamped, neurons = ctx.clamped, ctx.clamped + len(among_free)
         gradient = among_free.new_empty(neurons, neurons)
         gradient[:clamped, :clamped] = 0.0
-        gradient[:clamped, clamped:] = from_clamped
-        gradient[clamped:, :clamped] = from_clamped.T
+        gradient[clamped:, :clamped] = from_clamped
+        gradient[:clamped, clamped:] = from_clamped.T
         torch.add(among_free, among_free.T, out=gradient[clamped:, clamped:])
         gradient.diagonal()[clamped:] = 0.0
         return gradient, None

@@ -116,7 +116,7 @@ def draw_pictures(file: Path, title: str, rows: Mapping[str, Any], *, note: str 
     )
     for axes, (name, images) in zip(grid, rows.items(), strict=False):
         for axis, image in zip(axes, images, strict=True):
-            axis.imshow(image, cmap="gray_r", vmin=0, vmax=1)
+            axis.imshow(image.numpy(), cmap="gray_r", vmin=0, vmax=1)
             axis.set(xticks=[], yticks=[])
         axes[0].set_ylabel(name, rotation=0, ha="right", va="center")
     _finish(figure, file, title, note)

@@ -145,7 +145,8 @@ def answer(result: Mapping[str, Any]) -> RenderableType:
         )
         how = f"{result['method']} with K = {result['trunc']}, T = {result['updates']}"
     else:
-        table.add_row("training loss", f"{result['meta_loss']:.6g}")
+        loss = result["meta_loss"]
+        table.add_row("training loss", "not finite" if loss is None else f"{loss:.6g}")
         table.add_row("held-out accuracy", f"{result['heldout_accuracy']:.2%}")
         how = f"{result['train_steps']} training steps"
     table.add_row(

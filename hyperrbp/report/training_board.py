@@ -27,9 +27,9 @@ class TrainingBoard:
         """Open the event files; what a resumed run wrote after its last checkpoint is purged."""
         self._trainee, self._folder = trainee, folder
         self._writer = SummaryWriter(
-            str(folder.events), purge_step=trainee.position if earlier else None
+            str(folder.events), purge_step=trainee.position if folder.events.exists() else None
         )
-        if not earlier:
+        if trainee.position == 0:
             text = trainee.recipe.to_yaml()
             self._writer.add_text("recipe", "\n".join(f"    {row}" for row in text.splitlines()))
 

@@ -9,7 +9,7 @@ import csv
 import io
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,13 +99,26 @@ def reproduce(
                 outcomes[cell.name] = cell.outcome(runs, plan.data_root, watch)
                 if fresh:
                     audience.ended(cell, outcomes[cell.name], time.perf_counter() - started)
-            finding = a.finding(plan, outcomes, out / f"{a.name}.png")
+            finding = _not_run(a, plan, outcomes)
+            if finding is None:
+                finding = a.finding(plan, outcomes, out / f"{a.name}.png")
             documents[a.name] = _written(a, plan, finding, out)
     except OSError as error:
         raise StorageError(f"{out}: {error.strerror or error}") from error
     finally:
         audience.left()
     return list(documents.values())
+
+
+def _not_run(a: Artefact, plan: Plan, outcomes: Mapping[str, Outcome]) -> Finding | None:
+    """What there is to say where none of its runs came to anything."""
+    from hyperrbp.reproduce.artefact import Finding
+
+    came = [outcomes[cell.name] for cell in a.cells(plan)]
+    if not came or any(outcome.result for outcome in came):
+        return None
+    why = came[0].failure or "not run"
+    return Finding([{"status": why}], None, why)
 
 
 def _written(a: Artefact, plan: Plan, finding: Finding, out: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hyperrbp import cookbook
-from hyperrbp.errors import DataError, DivergedError, HyperrbpError, UsageError
+from hyperrbp.errors import CheckpointError, DataError, DivergedError, HyperrbpError, UsageError
 from hyperrbp.recipe import Recipe, read, read_any
 from hyperrbp.run_folder import RunFolder
 from hyperrbp.schema import AnyRecipe
@@ -58,6 +58,7 @@ class Cell(ABC):
 
         Raises:
             UsageError: if its folder holds a run of another recipe.
+            CheckpointError: if the run there cannot be gone on with.
         """
         folder = RunFolder(runs / self.name)
         if folder.result_file.exists():
@@ -65,6 +66,8 @@ class Cell(ABC):
             result = folder.result()
             status = result.get("status", "done")
             return Outcome(folder, result, None if status == "done" else status)
+        if folder.recipe_file.exists():
+            self._check_same(folder)
         try:
             result = self.run(folder, data_root, watch)
         except DivergedError as error:
@@ -74,7 +77,7 @@ class Cell(ABC):
             absent = "files absent" if "not found" in str(error) else str(error)
             return Outcome(folder, {}, f"not run: {absent}")
         except HyperrbpError as error:
-            if isinstance(error, UsageError):
+            if isinstance(error, UsageError | CheckpointError):
                 raise
             return Outcome(folder, {}, f"not run: {error}")
         return Outcome(folder, result)
