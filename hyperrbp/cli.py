@@ -684,9 +684,12 @@ def show(
             if not folder.recipe_file.is_file():
                 raise UsageError(f"{folder.path} is not a run folder")
         if figure is not None:
-            from hyperrbp.report.figures import draw
+            from hyperrbp.report.figures import draw, draw_trainings
 
-            draw(folders, figure)
+            trained = [folder.verb == "train" for folder in folders]
+            if any(trained) and not all(trained):
+                raise UsageError("--figure: runs of tune and of train have no picture in common")
+            (draw_trainings if trained[0] else draw)(folders, figure)
             _say(f"wrote {figure}")
             return
         results = [folder.result() for folder in folders]

@@ -85,7 +85,8 @@ EXIT_CODES: dict[int, str] = {
     2: "the recipe or the command line is wrong; nothing was touched",
     3: "data missing, damaged or too small",
     4: "the device that was asked for is not available",
-    6: "the run turned non-finite; the best and the last finite hyperparameters are kept",
+    6: "the run turned non-finite; the best and the last finite hyperparameters, or weights, are"
+    " kept",
     7: "a run folder or checkpoint cannot be used",
     8: "out of memory",
     9: "a file could not be written (disk full, no permission)",

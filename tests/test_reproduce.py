@@ -39,6 +39,8 @@ SMALL = {
         "training.epochs": 2,
         "training.validate_every": 1,
         "training.learning_rate": 0.03,
+        "training.batch_size": 3,
+        "data.downsample": 1,
     },
     "cora": {
         "threads": 1,
@@ -817,7 +819,7 @@ def test_the_command(small, monkeypatch):
     done = CliRunner().invoke(cli.app, words)
     assert done.exit_code == 0, done.output
     assert "Figure 1: the Hopfield memory by five methods" in done.stdout
-    assert "quick: one seed, 60 epochs" in done.stdout
+    assert "quick: 14×14 pixels" in done.stdout
     assert "The paper's claim" in done.stdout
     assert "2 runs, 0 of them done already" in done.stderr
     assert "wrote runs/reproduction-quick (PNG, CSV and JSON of each)" in done.stderr

@@ -83,6 +83,43 @@ def _hyperparameters(axis: Axes, records: Sequence[dict[str, Any]], kind: str) -
     axis.grid(alpha=0.3)
 
 
+def draw_trainings(folders: Sequence[RunFolder], file: Path) -> None:
+    """Loss, validation, and how the state becomes steady, of runs of ``hyperrbp train``.
+
+    Raises:
+        UsageError: for a run without records, or an ending that is no image format.
+        StorageError: if the file cannot be written.
+    """
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, (loss, validation, steady) = plt.subplots(
+        1, 3, figsize=(13.8, 3.6), layout="constrained"
+    )
+    for folder in folders:
+        records = folder.records()
+        if not records:
+            raise UsageError(f"{folder.path} has no records to draw")
+        unit = "epoch" if "epoch" in records[0] else "step"
+        curve = [(record[unit], record["loss"]) for record in records if record.get("loss")]
+        loss.plot(*zip(*curve, strict=True), label=folder.path.name)
+        loss.set(xlabel=unit, ylabel="training loss", yscale="log")
+        validated = [record for record in records if "validation" in record]
+        if not validated:
+            continue
+        name = next(name for name in validated[0]["validation"] if name != "loss")
+        values = [record["validation"][name] for record in validated]
+        validation.plot([record["epoch"] for record in validated], values)
+        validation.set(xlabel="epoch", ylabel=name.replace("_", " "))
+        norms = validated[-1]["change_norms"]
+        steady.plot(range(1, len(norms) + 1), norms)
+        steady.set(xlabel="update t", ylabel="‖h_t − h_{t−1}‖", yscale="log")
+    for axis in (loss, validation, steady):
+        axis.grid(alpha=0.3)
+    loss.legend(frameon=False, fontsize="x-small")
+    save(figure, file)
+
+
 def draw_costs(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
     """Seconds and kept bytes against K (at the longest T) and, if there are several, against T.
 

@@ -26,6 +26,7 @@ class TrainingBoard:
     def started(self, trainee: Trainee, folder: RunFolder, earlier: Sequence[Record]) -> None:
         """Open the event files; what a resumed run wrote after its last checkpoint is purged."""
         self._trainee, self._folder = trainee, folder
+        self._validated = sum("validation" in record for record in earlier)
         self._writer = SummaryWriter(
             str(folder.events), purge_step=trainee.position if folder.events.exists() else None
         )
@@ -44,7 +45,10 @@ class TrainingBoard:
                 names, rows = pictures
                 grid = mosaic(rows)
                 self._writer.add_image(", ".join(names), grid, number, dataformats="HW")
-            self._inference(record, number)
+            self._validated += 1
+            # The 1st, 2nd, 4th, 8th …: more would drown the list of runs.
+            if number == self._trainee.last or self._validated.bit_count() == 1:
+                self._inference(record, number)
         self._writer.flush()
 
     def _inference(self, record: Record, number: int) -> None:

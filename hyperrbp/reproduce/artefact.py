@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -67,8 +68,9 @@ class Artefact(ABC):
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
-    """The mean and the standard deviation (None of a single value)."""
-    return fmean(values), stdev(values) if len(values) > 1 else None
+    """The mean and the standard deviation (None of a single value, or of one not finite)."""
+    spread = len(values) > 1 and all(map(math.isfinite, values))
+    return fmean(values), stdev(values) if spread else None
 
 
 def plus_minus(values: Sequence[float], digits: int = 1) -> str:
