@@ -172,7 +172,7 @@ class GraphNetwork(Section):
 
     aggregation: Literal["sum", "mean"] = Field("sum", description="of the neighbours' states")
     init: Literal["normal", "uniform"] = Field(
-        "uniform", description="normal: variance 2/d, the authors' | uniform: ±1/√d, PyTorch's"
+        "normal", description="normal: variance 2/d, the authors' | uniform: ±1/√d, PyTorch's"
     )
 
 

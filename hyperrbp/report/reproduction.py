@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -154,7 +155,9 @@ def _pyplot() -> Any:
 
 
 def _finish(figure: Figure, file: Path, title: str, note: str) -> None:
-    figure.suptitle(f"{title}\n{note}" if note else title, fontsize=10)
+    width = int(13 * figure.get_figwidth())  # letters that fit at this size
+    lines = [*textwrap.wrap(title, width), *textwrap.wrap(note, width)]
+    figure.suptitle("\n".join(lines), fontsize=10)
     save(figure, file)
 
 

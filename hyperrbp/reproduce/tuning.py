@@ -14,8 +14,8 @@ from hyperrbp.reproduce.artefact import Artefact, Finding, Plan
 from hyperrbp.reproduce.cell import Cell, CompareCell, Outcome, TuneCell, tuning_recipe_of
 from hyperrbp.reproduce.published import FIGURE4, METHODS, TABLE3
 
-QUICK_CELLS = ((50, 10), (200, 10), (400, 10), (800, 10), (50, 20), (200, 20), (400, 20), (800, 20))
-"""(T, K) of the quick version, on the small digits."""
+QUICK_CELLS = ((50, 10), (100, 10), (200, 10), (400, 10), (50, 20), (100, 20), (200, 20), (400, 20))
+"""(T, K) of the quick version, on the small digits, which are learnt completely by T = 800."""
 _QUICK_META_STEPS = 12
 
 
@@ -287,7 +287,7 @@ class Figure6(Artefact):
 
     @staticmethod
     def _at(plan: Plan) -> tuple[int, int]:
-        return (800, 10) if plan.quick else (1000, 50)
+        return (400, 10) if plan.quick else (1000, 50)
 
     @staticmethod
     def _meta_steps(plan: Plan) -> tuple[int, int]:
@@ -357,7 +357,7 @@ class Figure6(Artefact):
         verdict = "not run"
         if len(at_end) == len(self.methods):
             tbptt, neumann = (at_end[m]["late_path_over_all"] for m in self.methods)
-            held = neumann < tbptt
+            held = neumann < 0.9 * tbptt
             verdict = (
                 "in the second half of the run the weights travel"
                 f" {tbptt:.0%} of their whole path under TBPTT, {neumann:.0%} under Neumann-RBP;"
