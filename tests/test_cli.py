@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 import hyperrbp
 from hyperrbp import checkpoint, cli, cookbook
 from hyperrbp.errors import EXIT_CODES
-from hyperrbp.recipe import parse, read
+from hyperrbp.recipe import parse, parse_any, read, read_any
 
 TINY = """\
 data: {name: digits}
@@ -113,8 +113,11 @@ def test_ls():
     done = run("ls")
     assert done.exit_code == 0
     assert [line.split()[0] for line in done.stdout.splitlines() if line[0] != " "] == [
+        "cora",
         "digits",
+        "hopfield",
         "mnist",
+        "pubmed",
     ]
 
 
@@ -172,7 +175,7 @@ def test_cp_to_a_place_that_cannot_be_written():
 def test_validate_prints_the_same_recipe_with_every_key(name):
     done = run("validate", name)
     assert (done.exit_code, done.stderr) == (0, "")
-    assert parse(done.stdout) == read(cookbook.built_in(name))
+    assert parse_any(done.stdout) == read_any(cookbook.built_in(name))
     as_json = run("validate", name, "--json")
     assert json.loads(as_json.stdout) == yaml.safe_load(done.stdout)
     assert as_json.stdout.count("\n") == 1
@@ -186,12 +189,21 @@ def test_validate_takes_settings():
     assert (recipe.inner.steps, recipe.meta.learning_rate) == (1000, 0.001)
 
 
+BUILT_IN = "cora, digits, hopfield, mnist, pubmed"
+
+
 @pytest.mark.parametrize(
     ("recipe", "words"),
     [
-        ("digit", "neither a file nor one of digits, mnist; did you mean digits?"),
+        (
+            "digit",
+            f"neither a file nor one of {BUILT_IN}; did you mean digits?",
+        ),
         ("minst", "did you mean mnist?"),
-        ("xyzzy", "unknown recipe 'xyzzy': neither a file nor one of digits, mnist"),
+        (
+            "xyzzy",
+            f"unknown recipe 'xyzzy': neither a file nor one of {BUILT_IN}",
+        ),
         ("mnits.yaml", "mnits.yaml: no such recipe file; did you mean mnist?"),
         ("no/such.yaml", "no/such.yaml: no such recipe file"),
         (".", ".: a folder, but not of a run: it has no recipe.yaml"),

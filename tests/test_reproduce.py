@@ -521,7 +521,7 @@ def test_table_1_holds(undrawn):
     assert finding.held is True
     assert finding.verdict == (
         "original RBP succeeds in 0%, 0% and 100% of its runs at K = 10, 20 and 30; the others in"
-        " 100% or more"
+        " 100%"
     )
     rows = {(row["method"], row["trunc"]): row for row in finding.rows}
     assert len(rows) == 12
