@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, NoReturn, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 
 import typer
 from rich.console import Console
@@ -174,6 +174,16 @@ SetOption = Annotated[
     ),
 ]
 
+MethodOption = Annotated[
+    str | None,
+    typer.Option(help="bptt, tbptt, rbp, cg or neumann.", rich_help_panel="What is run"),
+]
+SeedOption = Annotated[
+    int | None, typer.Option(help="Of everything random.", rich_help_panel="What is run")
+]
+DeviceOption = Annotated[
+    str | None, typer.Option(help="auto, cpu or cuda.", rich_help_panel="What is run")
+]
 DataRootOption = Annotated[
     Path | None,
     typer.Option(
@@ -204,10 +214,7 @@ QuietOption = Annotated[
 @app.command(rich_help_panel="Tune")
 def tune(
     recipe: RecipeArgument,
-    method: Annotated[
-        str | None,
-        typer.Option(help="bptt, tbptt, rbp, cg or neumann.", rich_help_panel="What is run"),
-    ] = None,
+    method: MethodOption = None,
     trunc: Annotated[
         int | None,
         typer.Option(
@@ -224,12 +231,8 @@ def tune(
         int | None,
         typer.Option(help="Updates of the hyperparameters.", rich_help_panel="What is run"),
     ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Of everything random.", rich_help_panel="What is run")
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="auto, cpu or cuda.", rich_help_panel="What is run")
-    ] = None,
+    seed: SeedOption = None,
+    device: DeviceOption = None,
     settings: SetOption = None,
     data_root: DataRootOption = None,
     out: OutOption = None,
@@ -258,24 +261,25 @@ def tune(
     hyperrbp tune runs/digits-20260101T000000Z --resume --meta-steps 80
     """
     with _faults_to_exit_codes(when_stopped="; go on with --resume"):
-        overrides: list[Override] = [
-            (flag, key, value)
-            for flag, key, value in (
-                ("--method", "gradient.method", method),
-                ("--trunc", "gradient.trunc", trunc),
-                ("--train-steps", "inner.steps", train_steps),
-                ("--meta-steps", "meta.steps", meta_steps),
-                ("--seed", "seed", seed),
-                ("--device", "device", device),
-            )
-            if value is not None
-        ]
+        overrides = _given(
+            ("--method", "gradient.method", method),
+            ("--trunc", "gradient.trunc", trunc),
+            ("--train-steps", "inner.steps", train_steps),
+            ("--meta-steps", "meta.steps", meta_steps),
+            ("--seed", "seed", seed),
+            ("--device", "device", device),
+        )
         file, out = cookbook.find(recipe), _where(recipe, out, resume)
         resolved = _read(file, settings, overrides)
         if dry_run:
             _dry_run(resolved, data_root, as_json)
             return
         _tune(resolved, out, data_root, resume, profile, as_json, quiet)
+
+
+def _given(*flags: tuple[str, str, Any]) -> list[Override]:
+    """Those flags (what was typed, the recipe's key, the value) that were given."""
+    return [flag for flag in flags if flag[2] is not None]
 
 
 def _where(recipe: str, out: Path | None, resume: bool) -> Path | None:
@@ -290,10 +294,7 @@ def _where(recipe: str, out: Path | None, resume: bool) -> Path | None:
 @app.command(rich_help_panel="Train")
 def train(
     recipe: RecipeArgument,
-    method: Annotated[
-        str | None,
-        typer.Option(help="bptt, tbptt, rbp, cg or neumann.", rich_help_panel="What is run"),
-    ] = None,
+    method: MethodOption = None,
     trunc: Annotated[
         int | None,
         typer.Option(help="K; see hyperrbp tune --help.", rich_help_panel="What is run"),
@@ -310,12 +311,8 @@ def train(
             rich_help_panel="What is run",
         ),
     ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Of everything random.", rich_help_panel="What is run")
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="auto, cpu or cuda.", rich_help_panel="What is run")
-    ] = None,
+    seed: SeedOption = None,
+    device: DeviceOption = None,
     settings: SetOption = None,
     data_root: DataRootOption = None,
     out: OutOption = None,
@@ -332,17 +329,13 @@ def train(
     hyperrbp train digits --hyperparameters runs/digits-20260101T000000Z
     """
     with _faults_to_exit_codes(when_stopped="; go on with --resume"):
-        overrides: list[Override] = [
-            (flag, key, value)
-            for flag, key, value in (
-                ("--method", "gradient.method", method),
-                ("--trunc", "gradient.trunc", trunc),
-                ("--epochs", "training.epochs", epochs),
-                ("--seed", "seed", seed),
-                ("--device", "device", device),
-            )
-            if value is not None
-        ]
+        overrides = _given(
+            ("--method", "gradient.method", method),
+            ("--trunc", "gradient.trunc", trunc),
+            ("--epochs", "training.epochs", epochs),
+            ("--seed", "seed", seed),
+            ("--device", "device", device),
+        )
         file, out = cookbook.find(recipe), _where(recipe, out, resume)
         resolved = _read_any(file, settings, overrides)
         _train(resolved, hyperparameters, out, data_root, resume, as_json, quiet)

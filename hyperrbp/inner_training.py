@@ -54,12 +54,10 @@ class InnerTraining(Trainee):
 
     def headline(self) -> str:
         """What is trained, and how, in two lines."""
-        recipe = self._experiment.recipe
         rates = self._problem.describe(self._theta)["learning_rate"].values()
         return (
-            f"{recipe.name}: {self._problem.weights:,} weights on {recipe.device},"
-            f" {recipe.threads} threads\n{self.last} training steps, learning rates"
-            f" {min(rates):.3g} … {max(rates):.3g}"
+            f"{self.recipe.name}: {self._problem.weights:,} weights on {self.place}\n"
+            f"{self.last} training steps, learning rates {min(rates):.3g} … {max(rates):.3g}"
         )
 
     def advance(self) -> dict[str, Any]:

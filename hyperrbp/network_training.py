@@ -79,7 +79,7 @@ class NetworkTraining(Trainee):
         gradient = recipe.gradient
         return (
             f"{recipe.name}: {self.system.size}; {weights:,} weights; {gradient.method} with"
-            f" K = {gradient.trunc} on {recipe.device}, {recipe.threads} threads\n"
+            f" K = {gradient.trunc} on {self.place}\n"
             f"{recipe.training.epochs} epochs of {recipe.inference.updates} updates an inference"
         )
 

@@ -28,6 +28,12 @@ class Trainee(ABC):
     def headline(self) -> str:
         """What is trained, and how, in a line or two."""
 
+    @property
+    def place(self) -> str:
+        """Where it runs, in words."""
+        count = self.recipe.threads
+        return f"{self.recipe.device}, {count} thread{'' if count == 1 else 's'}"
+
     @abstractmethod
     def advance(self) -> dict[str, Any]:
         """The record of ``position``, which is then that of the next one.

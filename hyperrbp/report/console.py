@@ -82,16 +82,7 @@ class Dashboard:
         self._console.print(headline(experiment), highlight=False)
         self._console.print(f"run folder {folder.path}", highlight=False, soft_wrap=True)
         self._records: list[Record] = list(earlier)
-        self._bar = Progress(
-            TextColumn("meta step"),
-            MofNCompleteColumn(),
-            BarColumn(bar_width=None),
-            TimeElapsedColumn(),
-            TextColumn("ETA"),
-            TimeRemainingColumn(),
-            console=self._console,
-            expand=True,
-        )
+        self._bar = bar_with_eta("meta step", self._console)
         # N updates are N + 1 evaluations: the bar counts updates, and stands at 0 for the first.
         self._task = self._bar.add_task("", total=experiment.meta.steps, completed=len(earlier))
         self._live = Live(self._bar, console=self._console, refresh_per_second=4, transient=True)
@@ -107,6 +98,20 @@ class Dashboard:
         """Leave the last state on the screen."""
         if hasattr(self, "_live"):
             self._live.stop()
+
+
+def bar_with_eta(unit: str, console: Console) -> Progress:
+    """How many of a unit are done, how long that took, and how long the rest should take."""
+    return Progress(
+        TextColumn(unit),
+        MofNCompleteColumn(),
+        BarColumn(bar_width=None),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+        console=console,
+        expand=True,
+    )
 
 
 def headline(experiment: Experiment) -> str:

@@ -7,18 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 from rich.text import Text
 
-from hyperrbp.report.console import duration, human_bytes, sparkline
+from hyperrbp.report.console import bar_with_eta, duration, human_bytes, sparkline
 
 if TYPE_CHECKING:
     from hyperrbp.run_folder import RunFolder
@@ -73,16 +65,7 @@ class TrainingBar:
         self._console.print(f"run folder {folder.path}", highlight=False, soft_wrap=True)
         self._losses = [loss_of(record) for record in earlier]
         self._latest: dict[str, Any] = {}
-        self._bar = Progress(
-            TextColumn(trainee.unit),
-            MofNCompleteColumn(),
-            BarColumn(bar_width=None),
-            TimeElapsedColumn(),
-            TextColumn("ETA"),
-            TimeRemainingColumn(),
-            console=self._console,
-            expand=True,
-        )
+        self._bar = bar_with_eta(trainee.unit, self._console)
         self._task = self._bar.add_task("", total=trainee.last, completed=trainee.position)
         self._live = Live(self._bar, console=self._console, refresh_per_second=4, transient=True)
         self._live.start()
