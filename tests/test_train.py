@@ -807,7 +807,7 @@ def test_hyperparameters_that_cannot_be_meant(tmp_path):
 def test_headlines_say_what_is_trained():
     assert NetworkTraining(recipe("memory")).headline() == (
         "memory: 134 neurons, 3 images of 8×8; 17,956 weights; neumann with K = 4 on cpu,"
-        " 1 threads\n6 epochs of 8 updates an inference"
+        " 1 thread\n6 epochs of 8 updates an inference"
     )
     assert (
         "documents: 200 documents, 300 links, 2 labels;"
