@@ -120,14 +120,7 @@ def kept_and_live(
     """Bytes kept for a backward pass (by autograd and the method), and of all live tensors."""
 
     def once() -> int:
-        return hypergradient(
-            problem,
-            theta,
-            settings.method,
-            trunc=settings.trunc,
-            averaging=settings.averaging,
-            options=settings.options,
-        ).trajectory_bytes
+        return settings.hypergradient(problem, theta, seed=0).trajectory_bytes
 
     with SavedBytes(*data) as saved:
         trajectory = once()

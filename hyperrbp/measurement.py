@@ -16,7 +16,7 @@ from hyperrbp.dynamics import Problem
 from hyperrbp.experiment import Experiment, gradient_settings
 from hyperrbp.forecast import CostModel, cost_model
 from hyperrbp.fresh_process import Report
-from hyperrbp.gradients import Hypergradient, hypergradient
+from hyperrbp.gradients import Hypergradient
 from hyperrbp.gradients.method import Phase, unmetered
 from hyperrbp.meter import LiveBytes, PhaseMeter, SavedBytes, available_bytes
 from hyperrbp.recipe import Recipe
@@ -56,16 +56,7 @@ def _differentiate(
     experiment: Experiment, recipe: Recipe, contender: Contender, phase: Phase
 ) -> Hypergradient:
     problem, settings = _setting(experiment, recipe, contender)
-    return hypergradient(
-        problem,
-        experiment.theta,
-        settings.method,
-        trunc=settings.trunc,
-        averaging=settings.averaging,
-        options=settings.options,
-        seed=recipe.seed,
-        phase=phase,
-    )
+    return settings.hypergradient(problem, experiment.theta, seed=recipe.seed, phase=phase)
 
 
 def exact(

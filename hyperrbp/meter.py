@@ -6,7 +6,7 @@ import resource
 import sys
 import time
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -66,6 +66,16 @@ def measured(
         "seconds": dict(seconds),
         "peak_bytes": {phase: dict(peaks) for phase, peaks in peak_bytes.items()},
         "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+    }
+
+
+def spent(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The seconds of a whole run, and its largest peak, also from before a resume."""
+    taken = [record["measured"] for record in records]
+    peaks = [peak for m in taken for phase in m["peak_bytes"].values() for peak in phase.values()]
+    return {
+        "seconds": sum(sum(m["seconds"].values()) for m in taken),
+        "peak_bytes": max(peaks, default=process_peak_bytes()),
     }
 
 

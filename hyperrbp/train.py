@@ -11,6 +11,7 @@ from hyperrbp import checkpoint
 from hyperrbp.errors import CheckpointError, DivergedError, UsageError
 from hyperrbp.experiment import environment
 from hyperrbp.inner_training import InnerTraining
+from hyperrbp.meter import spent
 from hyperrbp.network_recipe import NetworkRecipe
 from hyperrbp.network_training import NetworkTraining
 from hyperrbp.recipe import Recipe
@@ -119,7 +120,6 @@ def _restore(trainee: Trainee, folder: RunFolder) -> None:
 
 
 def _finish(trainee: Trainee, folder: RunFolder, started: float, status: str) -> dict[str, Any]:
-    records = folder.records()
     weights = checkpoint.packed_tensors(trainee.weights())
     checkpoint.write_atomically(folder.weights_file, weights)
     result: dict[str, Any] = {
@@ -127,16 +127,7 @@ def _finish(trainee: Trainee, folder: RunFolder, started: float, status: str) ->
         "seed": trainee.recipe.seed,
         "device": trainee.recipe.device,
         **trainee.result(),
-        "seconds": sum(sum(r["measured"]["seconds"].values()) for r in records),
-        "peak_bytes": max(
-            (
-                peak
-                for r in records
-                for peaks in r["measured"]["peak_bytes"].values()
-                for peak in peaks.values()
-            ),
-            default=0,
-        ),
+        **spent(folder.records()),
         "wall_seconds": time.perf_counter() - started,
         "run_folder": str(folder.path),
         "weights": str(folder.weights_file),

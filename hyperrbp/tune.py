@@ -14,7 +14,7 @@ from hyperrbp import checkpoint
 from hyperrbp.descent import MetaState, MetaStep, descend
 from hyperrbp.errors import CheckpointError, DivergedError
 from hyperrbp.experiment import Experiment
-from hyperrbp.meter import measured, process_peak_bytes
+from hyperrbp.meter import measured, spent
 from hyperrbp.problems.training import TrainingRun
 from hyperrbp.recipe import Recipe
 from hyperrbp.report.export import parameter_groups
@@ -149,12 +149,6 @@ def _finish(
     recipe, problem = experiment.recipe, experiment.problem(state.best_step)
     assert isinstance(problem, TrainingRun)
     records = folder.records()
-    peaks = [
-        peak
-        for record in records
-        for phase in record["measured"]["peak_bytes"].values()
-        for peak in phase.values()
-    ]
     result: dict[str, Any] = {
         "status": status,
         "method": recipe.gradient.method,
@@ -172,9 +166,7 @@ def _finish(
             "before": experiment.heldout_accuracy(0, experiment.theta),
             "after": experiment.heldout_accuracy(state.best_step, state.best_theta),
         },
-        # Of the meta steps themselves, also of those before a resume.
-        "seconds": sum(sum(r["measured"]["seconds"].values()) for r in records),
-        "peak_bytes": max(peaks, default=process_peak_bytes()),
+        **spent(records),
         "wall_seconds": time.perf_counter() - started,
         "run_folder": str(folder.path),
         "environment": experiment.environment(),
