@@ -15,6 +15,10 @@ class Agreement:
     """Of the angle between them; None if one of them is zero or not finite."""
     sign_agreement: float
     """The share of components that have the same sign."""
+    descent: float | None
+    """Σ eᵢ sign(fᵢ) / Σ |eᵢ|, f the one found and e the exact one: how much of the steepest
+    decrease a step by the signs of f keeps, from 1 to −1; Adam's first step is one. None if e is
+    zero or not finite."""
     norm_ratio: float | None
     """‖found‖ / ‖exact‖; None if that is not a finite number."""
 
@@ -28,10 +32,15 @@ def agreement(found: Sequence[float], exact: Sequence[float]) -> Agreement:
         # Scaled first, so that no product overflows or vanishes.
         cosine = math.fsum((a / length) * (b / truth) for a, b in zip(found, exact, strict=True))
     same = sum(_sign(a) == _sign(b) for a, b in zip(found, exact, strict=True))
+    steepest = math.fsum(map(abs, exact))
+    kept = None
+    if finite and steepest > 0:
+        kept = math.fsum(b * _sign(a) for a, b in zip(found, exact, strict=True)) / steepest
     ratio = length / truth if finite and truth > 0 else math.inf
     return Agreement(
         cosine=cosine,
         sign_agreement=same / len(exact),
+        descent=kept,
         norm_ratio=ratio if math.isfinite(ratio) else None,
     )
 

@@ -21,6 +21,7 @@ from rich.console import Console
 from hyperrbp import __version__, cookbook
 from hyperrbp.errors import (
     EXIT_CODES,
+    NOT_TRUSTED,
     Fault,
     HyperrbpError,
     MemoryExhaustedError,
@@ -174,9 +175,22 @@ SetOption = Annotated[
     ),
 ]
 
+_METHODS = "neumann, cg, rbp, lsqr, gmres, anderson, tbptt, bptt or forward"
 MethodOption = Annotated[
-    str | None,
-    typer.Option(help="bptt, tbptt, rbp, cg or neumann.", rich_help_panel="What is run"),
+    str | None, typer.Option(help=f"{_METHODS}.", rich_help_panel="What is run")
+]
+TruncOption = Annotated[
+    int | None,
+    typer.Option(
+        help="K. tbptt: differentiated steps. neumann: products after the first term. rbp,"
+        " anderson: iterations. gmres: products. cg, lsqr: steps of two products. bptt, forward:"
+        " not used.",
+        rich_help_panel="What is run",
+    ),
+]
+TrainStepsOption = Annotated[
+    int | None,
+    typer.Option(help="T, training steps of an inner run.", rich_help_panel="What is run"),
 ]
 SeedOption = Annotated[
     int | None, typer.Option(help="Of everything random.", rich_help_panel="What is run")
@@ -214,25 +228,36 @@ QuietOption = Annotated[
 @app.command(rich_help_panel="Tune")
 def tune(
     recipe: RecipeArgument,
-    method: MethodOption = None,
-    trunc: Annotated[
-        int | None,
+    method: Annotated[
+        str | None,
         typer.Option(
-            help="K. tbptt: differentiated steps. neumann: products after the first term."
-            " rbp: iterations. cg: steps of two products. bptt: not used.",
+            help=f"{_METHODS}; or auto, which tries some and says why.",
             rich_help_panel="What is run",
         ),
     ] = None,
-    train_steps: Annotated[
-        int | None,
-        typer.Option(help="T, training steps of an inner run.", rich_help_panel="What is run"),
-    ] = None,
+    trunc: TruncOption = None,
+    train_steps: TrainStepsOption = None,
     meta_steps: Annotated[
         int | None,
         typer.Option(help="Updates of the hyperparameters.", rich_help_panel="What is run"),
     ] = None,
     seed: SeedOption = None,
     device: DeviceOption = None,
+    check_every: Annotated[
+        int | None,
+        typer.Option(
+            help="Examine the gradient in full every so many meta steps; auto chooses again then.",
+            rich_help_panel="What is run",
+        ),
+    ] = None,
+    cut_growing: Annotated[
+        bool,
+        typer.Option(
+            "--cut-growing",
+            help="neumann: sum a growing series to its smallest term only.",
+            rich_help_panel="What is run",
+        ),
+    ] = False,
     settings: SetOption = None,
     data_root: DataRootOption = None,
     out: OutOption = None,
@@ -268,6 +293,8 @@ def tune(
             ("--meta-steps", "meta.steps", meta_steps),
             ("--seed", "seed", seed),
             ("--device", "device", device),
+            ("--check-every", "gradient.check_every", check_every),
+            ("--cut-growing", "gradient.options.neumann.cut_growing", cut_growing or None),
         )
         file, out = cookbook.find(recipe), _where(recipe, out, resume)
         resolved = _read(file, settings, overrides)
@@ -455,6 +482,96 @@ def compare(
         )
 
 
+@app.command(rich_help_panel="Tune")
+def check(
+    recipe: RecipeArgument,
+    method: MethodOption = None,
+    trunc: TruncOption = None,
+    train_steps: TrainStepsOption = None,
+    seed: SeedOption = None,
+    device: DeviceOption = None,
+    settings: SetOption = None,
+    data_root: DataRootOption = None,
+    exact: Annotated[
+        bool,
+        typer.Option(
+            "--exact/--no-exact",
+            help="Hold it against the exact gradient, at five to thirty times the cost of the"
+            " inner run; or judge from what the method itself shows.",
+        ),
+    ] = True,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="A new folder: check.json, check.png.",
+            show_default="runs/<recipe>-check-<UTC time>",
+        ),
+    ] = None,
+    as_json: DocumentOption = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Ask whether the gradient of a recipe can be trusted, and what to use instead.
+
+    At the recipe's start: how far the run is from a steady state, what the series and the spectrum
+    look like, what the minibatches add, and how it compares with the exact gradient. Exits with 0
+    to trust it, with 5 not to.
+
+    hyperrbp check digits
+
+    hyperrbp check mnist --method tbptt --train-steps 500 --data-root data
+    """
+    with _faults_to_exit_codes():
+        overrides = _given(
+            ("--method", "gradient.method", method),
+            ("--trunc", "gradient.trunc", trunc),
+            ("--train-steps", "inner.steps", train_steps),
+            ("--seed", "seed", seed),
+            ("--device", "device", device),
+        )
+        resolved = _read(cookbook.find(recipe), settings, overrides)
+        trusted = _check(resolved, exact, out, data_root, as_json, quiet)
+        if not trusted:
+            raise typer.Exit(NOT_TRUSTED)
+
+
+def _check(
+    recipe: Recipe,
+    exact: bool,
+    out: Path | None,
+    data_root: Path | None,
+    as_json: bool,
+    quiet: bool,
+) -> bool:
+    from hyperrbp.audience import Audience
+    from hyperrbp.check import check_recipe
+    from hyperrbp.report.check import page, write_check
+    from hyperrbp.report.comparison import Bar, Lines
+    from hyperrbp.run_folder import default_folder
+
+    out = _new_folder(out or default_folder(f"{recipe.name}-check"))
+    audience = Audience()
+    if not quiet:
+        audience = Bar(stderr) if stderr.is_terminal else Lines(stderr)
+    try:
+        document = check_recipe(recipe, exact=exact, data_root=data_root, audience=audience)
+    finally:
+        audience.ended()
+    write_check(document, out)
+    if as_json:
+        print(json.dumps(document))
+    else:
+        _Stdout(markup=False).print(page(document))
+    if not quiet:
+        _say(f"wrote {out} (check.json, check.png)")
+    return bool(document["trusted"])
+
+
+def _new_folder(out: Path) -> Path:
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UsageError(f"--out {out}: not a new or empty folder; choose another")
+    return out
+
+
 def _numbers(option: str, text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
@@ -474,13 +591,12 @@ def _compare(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    from hyperrbp.compare import Audience, compare
+    from hyperrbp.audience import Audience
+    from hyperrbp.compare import compare
     from hyperrbp.report.comparison import Bar, Lines, tables, write
     from hyperrbp.run_folder import default_folder
 
-    out = out or default_folder(f"{recipe.name}-comparison")
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UsageError(f"--out {out}: not a new or empty folder; choose another")
+    out = _new_folder(out or default_folder(f"{recipe.name}-comparison"))
     audience = Audience()
     if not quiet:
         audience = Bar(stderr) if stderr.is_terminal else Lines(stderr)

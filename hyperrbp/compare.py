@@ -14,9 +14,12 @@ from typing import Any
 
 from hyperrbp import checkpoint
 from hyperrbp.agreement import by_kind, overall
+from hyperrbp.audience import Audience
 from hyperrbp.contender import BASELINE, Contender, parsed
+from hyperrbp.diagnostics.verdict import Evidence, judge
 from hyperrbp.errors import HyperrbpError, MemoryExhaustedError, UsageError
 from hyperrbp.fresh_process import call
+from hyperrbp.gradients.method import Status
 from hyperrbp.recipe import Recipe, contradictions
 from hyperrbp.strict_yaml import dotted
 
@@ -26,22 +29,6 @@ PAPER = {(1000, 10): (3.02, 4.35), (1000, 50): (2.87, 4.25), (1000, 100): (2.68,
 """Table 3 of the paper: {(T, K): (time, memory) of BPTT over those of Neumann-RBP}."""
 
 Row = dict[str, Any]
-
-
-class Audience:
-    """Told how a comparison goes; does nothing by itself."""
-
-    def expects(self, seconds: float) -> None:
-        """About how long all of it should take."""
-
-    def begins(self, what: str) -> None:
-        """What is being done now."""
-
-    def spent(self, seconds: float) -> None:
-        """So much of what was expected is done."""
-
-    def ended(self) -> None:
-        """There is no more to tell."""
 
 
 def compare(
@@ -109,7 +96,7 @@ def compare(
         except HyperrbpError as error:
             row |= _failure(error)
         else:
-            row |= measured | _rightness(measured["gradient"], exact.get(contender.train_steps))
+            row |= measured | _rightness(measured, exact.get(contender.train_steps))
         audience.spent(_METERED * seconds[contender])
     _time_all(recipe, data_root, rows, repeats, seconds, audience)
     baselines = _baselines(rows.values())
@@ -181,11 +168,14 @@ _MEASURED = (
     "paper_memory_ratio",
     "cosine",
     "sign_agreement",
+    "descent",
+    "verdict",
     "norm_ratio",
     "by_kind",
     "residual",
     "steady_state_residual",
     "gradient",
+    "structurally_zero",
 )
 
 
@@ -205,13 +195,16 @@ def _failure(error: HyperrbpError) -> Row:
     return dict.fromkeys(_MEASURED) | {"status": status, "message": str(error)}
 
 
-def _rightness(
-    found: Mapping[str, Mapping[str, float]], exact: Mapping[str, Mapping[str, float]] | None
-) -> Row:
-    if exact is None:
-        return {}
+def _rightness(measured: Mapping[str, Any], exact: Mapping[str, Mapping[str, float]] | None) -> Row:
+    found = measured["gradient"]
+    held = None if exact is None else overall(found, exact)
+    values = [value for of in found.values() for value in of.values()]
+    evidence = Evidence(values, measured["structurally_zero"], Status(measured["status"]), held)
+    row: Row = {"verdict": str(judge(evidence))}
+    if exact is None or held is None:
+        return row
     kinds = {kind: asdict(part) for kind, part in by_kind(found, exact).items()}
-    return asdict(overall(found, exact)) | {"by_kind": kinds}
+    return row | asdict(held) | {"by_kind": kinds}
 
 
 def _baselines(rows: Iterable[Row]) -> dict[int, Row]:

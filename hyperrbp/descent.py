@@ -64,6 +64,8 @@ class MetaState:
     best_step: int = 0
     best_loss: float = math.inf
     best_theta: Tensor = field(init=False)
+    choice: Mapping[str, Any] | None = None
+    """What a :data:`Chooser` last chose, as it wants to remember it."""
 
     def __post_init__(self) -> None:
         self.first_moment = torch.zeros_like(self.theta)
@@ -80,6 +82,7 @@ class MetaState:
             "best_step": self.best_step,
             "best_loss": None if math.isinf(self.best_loss) else self.best_loss,
             "best_theta": self.best_theta.tolist(),
+            "choice": self.choice,
         }
 
     @classmethod
@@ -92,7 +95,12 @@ class MetaState:
         best = content["best_loss"]
         state.best_loss = math.inf if best is None else float(best)
         state.best_theta = like.new_tensor(content["best_theta"])
+        state.choice = content["choice"]
         return state
+
+
+Chooser = Callable[[MetaState, Problem], GradientSettings]
+"""Settles how to differentiate at ``state.theta``; may leave a note in ``state.choice``."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +111,8 @@ class MetaStep:
     meta_loss: float
     theta: Tensor
     hypergradient: Hypergradient | None
+    settings: GradientSettings | None
+    """How it was differentiated."""
     problem: Problem
     seconds: Mapping[str, float]
     peak_bytes: Mapping[str, Mapping[str, int]]
@@ -111,7 +121,7 @@ class MetaStep:
 def descend(
     problem: Problem | Callable[[int], Problem],
     theta: Tensor | MetaState,
-    gradient: GradientSettings | None = None,
+    gradient: GradientSettings | Chooser | None = None,
     meta: MetaSettings | None = None,
     *,
     seed: int = 0,
@@ -125,7 +135,7 @@ def descend(
     Args:
         problem: what is run, or a function from the meta step to what is run there.
         theta: the start, shape (p,), or a state to go on from.
-        gradient: how to differentiate.
+        gradient: how to differentiate, or who settles it before each step.
         meta: how many steps of Adam, and how long.
         seed: of what the gradient method draws.
 
@@ -140,11 +150,16 @@ def descend(
         n, at = state.meta_step, state.theta
         now = problem if isinstance(problem, Problem) else problem(n)
         meter = PhaseMeter(at.device)
+        result, settings = None, None
         if n < meta.steps:
-            result = gradient.hypergradient(now, at, seed=seed, step=n, phase=meter.phase)
+            if isinstance(gradient, GradientSettings):
+                settings = gradient
+            else:
+                with meter.phase("choice"):
+                    settings = gradient(state, now)
+            result = settings.hypergradient(now, at, seed=seed, step=n, phase=meter.phase)
             loss, h = result.loss, result.state
         else:
-            result = None
             with meter.phase("inner run"):
                 h = now.run(at, 0, now.steps, now.initial_state())
                 loss, _ = now.loss_and_gradient(h)
@@ -158,7 +173,7 @@ def descend(
                 raise DivergedError(f"meta step {n}: the hypergradient is not finite")
             with meter.phase("meta step"):
                 _update(state, adam, result.gradient, meta)
-        yield MetaStep(n, float(loss), at, result, now, meter.seconds, meter.peak_bytes)
+        yield MetaStep(n, float(loss), at, result, settings, now, meter.seconds, meter.peak_bytes)
         if n == meta.steps:
             return
 

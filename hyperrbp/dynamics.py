@@ -10,13 +10,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 Input = Any
 """Whatever one application of F is fed: a minibatch, an image, a graph. Methods only pass it on."""
+
+
+Pushforward = Callable[[Tensor, Input, Tensor], tuple[Tensor, Tensor]]
+"""(h, x, S) ↦ (F(h, θ, x), J S + ∂F/∂θ): takes the tangents S of a state forth."""
 
 
 class Problem(ABC):
@@ -28,6 +32,8 @@ class Problem(ABC):
 
     steps: int
     """T, the number of updates of one run."""
+    transient: ClassVar[frozenset[str]] = frozenset()
+    """The kinds of parameters that change how a steady state is reached, but not where it is."""
 
     @abstractmethod
     def initial_state(self) -> Tensor:
@@ -81,6 +87,18 @@ class Problem(ABC):
 
         return pullback
 
+    def pushforward_at(self, theta: Tensor) -> Pushforward:
+        """(h, x, S) ↦ (F(h, θ, x), J S + ∂F/∂θ), for tangents S that may be used up by it.
+
+        S has shape (p, n): row i is ∂h/∂θ_i.
+        """
+
+        def pushforward(h: Tensor, x: Input, tangents: Tensor) -> tuple[Tensor, Tensor]:
+            update = Linearization(self, h, theta, x)
+            return update.image, update.total_forward(tangents)
+
+        return pushforward
+
     def prepare(self, theta: Tensor) -> None:  # noqa: B027  # there may be nothing to do
         """Do now what is done but once, such as tracing, so that what follows can be timed."""
 
@@ -104,7 +122,19 @@ class Problem(ABC):
 
     def describe(self, theta: Tensor) -> Mapping[str, Mapping[str, float]]:
         """θ for a reader: ``{kind: {name: value}}`` in natural units, in the order of θ."""
-        return {"theta": {str(i): value for i, value in enumerate(theta.tolist())}}
+        return self.by_name(theta)
+
+    def by_name(self, values: Tensor) -> Mapping[str, Mapping[str, float]]:
+        """Values in the order of θ, shape (p,), by kind and name, as they are."""
+        return {"theta": {str(i): value for i, value in enumerate(values.tolist())}}
+
+    def in_precision(self, dtype: torch.dtype) -> Problem | None:
+        """The same problem in another floating-point format; None if it has no such form."""
+        return None
+
+    def norms(self, h: Tensor) -> Mapping[str, float]:
+        """Euclidean norms that tell a reader where h is."""
+        return {"state": float(h.norm())}
 
 
 class Jacobian(Protocol):
@@ -166,6 +196,19 @@ class Linearization:
         if not product.requires_grad:  # F does not depend on h: J = 0
             return torch.zeros_like(v)
         return _pullback(product, [u], v)[0]
+
+    def total_forward(self, tangents: Tensor) -> Tensor:
+        """J s_i + ∂F/∂θ_i for every row s_i of the tangents: (p, n) → (p, n)."""
+        with torch.enable_grad():
+            u = torch.zeros_like(self._h, requires_grad=True)
+            products = torch.autograd.grad(
+                self._image, [self._h, self._theta], u, create_graph=True, materialize_grads=True
+            )
+        each = torch.eye(len(tangents), dtype=tangents.dtype, device=tangents.device)
+        moved = torch.zeros_like(tangents)
+        for product, directions in zip(products, (tangents, each), strict=True):
+            moved += _pullback(product, [u], directions, batched=True)[0]
+        return moved
 
 
 class MeanLinearization:

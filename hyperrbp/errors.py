@@ -79,12 +79,16 @@ class StorageError(HyperrbpError):
     exit_code = 9
 
 
+NOT_TRUSTED = 5
+"""The exit code of a check that ended well with a gradient that should not be trusted."""
+
 EXIT_CODES: dict[int, str] = {
     0: "done",
     1: "a fault of hyperrbp itself (please report it)",
     2: "the recipe or the command line is wrong; nothing was touched",
     3: "data missing, damaged or too small",
     4: "the device that was asked for is not available",
+    NOT_TRUSTED: "check: do not trust this gradient",
     6: "the run turned non-finite; the best and the last finite hyperparameters, or weights, are"
     " kept",
     7: "a run folder or checkpoint cannot be used",

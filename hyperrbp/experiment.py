@@ -158,10 +158,10 @@ def gradient_settings(recipe: Recipe) -> GradientSettings:
     """How a recipe wants its loss differentiated."""
     section = recipe.gradient
     return GradientSettings(
-        method=section.method,
+        method=section.template,
         trunc=section.trunc,
         averaging=Averaging(**section.averaging.model_dump()),
-        options=section.options.get(section.method, {}),
+        options=section.options.get(section.template, {}),
     )
 
 

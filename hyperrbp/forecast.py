@@ -36,6 +36,7 @@ class CostModel:
     per_step: tuple[float, float]
     per_trunc: tuple[float, float]
     method: Method
+    parameters: int
     state_bytes: int
 
     def at(self, steps: int, trunc: int) -> Forecast:
@@ -46,7 +47,7 @@ class CostModel:
             + self.per_trunc[i] * (trunc - self.trunc)
             for i in range(2)
         )
-        kept = round(saved) + self.method.states_kept(steps) * self.state_bytes
+        kept = round(saved) + self.method.states_kept(steps, self.parameters) * self.state_bytes
         return Forecast(seconds, kept, process_peak_bytes() + kept)
 
 
@@ -90,7 +91,9 @@ def cost_model(problem: Problem, theta: torch.Tensor, settings: GradientSettings
         slopes.append(slope)
     state_bytes = problem.initial_state().nbytes
     per_step, per_trunc = slopes
-    return CostModel(steps[0], trunc[0], origin, per_step, per_trunc, method, state_bytes)
+    return CostModel(
+        steps[0], trunc[0], origin, per_step, per_trunc, method, len(theta), state_bytes
+    )
 
 
 def _two(wanted: int, start: int, further: int) -> tuple[int, ...]:

@@ -84,6 +84,7 @@ def meter(
     peaks = process.peak_bytes.values()
     return {
         "gradient": experiment.problem().by_name(found.gradient),
+        "structurally_zero": found.structurally_zero.tolist(),
         "status": str(found.status),
         "products": found.products,
         "residual": found.residual,

@@ -5,7 +5,7 @@ One class a system, and one line in SYSTEMS.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import Field
@@ -216,12 +216,14 @@ SYSTEMS: dict[str, type[NetworkRecipe]] = {
 }
 
 
-def method_faults(method: str, options: Mapping[str, Mapping[str, Any]]) -> Iterator[KeyFault]:
-    """What is wrong with a gradient's method and the options given for methods."""
+def method_faults(
+    method: str, options: Mapping[str, Mapping[str, Any]], also: Sequence[str] = ()
+) -> Iterator[KeyFault]:
+    """What is wrong with a gradient's method, one registered or in ``also``, and with options."""
     for name, given in options.items():
         if name not in METHODS:
             yield ("gradient", "options", name), not_one_of(name, METHODS)
         else:
             yield from option_faults(method_class(name), given, ("gradient", "options", name))
-    if method not in METHODS:
-        yield ("gradient", "method"), not_one_of(method, METHODS)
+    if method not in (known := [*also, *METHODS]):
+        yield ("gradient", "method"), not_one_of(method, known)

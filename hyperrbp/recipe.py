@@ -91,15 +91,33 @@ class AveragingSection(Section):
     series: int = Field(2, ge=1, description="how many series 'resampled' averages")
 
 
+AUTO = "auto"
+"""The method that chooses among the others."""
+
+
 class GradientSection(Section):
     """How the loss on the last state is differentiated."""
 
-    method: str = Field("neumann", description=" | ".join(METHODS))
+    method: str = Field(
+        "neumann",
+        description="auto | " + " | ".join(METHODS) + "; auto: what `check` would recommend",
+    )
     trunc: int = Field(50, ge=1, description="K, truncation steps")
     averaging: AveragingSection = AveragingSection()
     options: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="options of each method, by its name"
     )
+    check_every: int = Field(
+        0,
+        ge=0,
+        description="examine the gradient in full every so many meta steps; 0: never. auto chooses"
+        " again then; if 0, every 20",
+    )
+
+    @property
+    def template(self) -> str:
+        """The method whose settings these are: for auto, the one that it tries first."""
+        return "neumann" if self.method == AUTO else self.method
 
 
 class DecaySection(Section):
@@ -259,8 +277,8 @@ def contradictions(recipe: Recipe) -> Iterator[KeyFault]:
         yield from option_faults(
             MODELS[recipe.model.name], recipe.model.options, ("model", "options")
         )
-    yield from method_faults(gradient.method, gradient.options)
-    if gradient.method in METHODS:
+    yield from method_faults(gradient.method, gradient.options, also=[AUTO])
+    if gradient.template in METHODS:
         yield from _gradient(recipe)
     if meta.loss == "validation" and data.validation_examples == 0:
         yield (
@@ -301,14 +319,14 @@ def _sizes(recipe: Recipe) -> Iterator[KeyFault]:
 
 def _gradient(recipe: Recipe) -> Iterator[KeyFault]:
     gradient, steps = recipe.gradient, recipe.inner.steps
-    method, section = method_class(gradient.method), gradient.averaging
+    method, section = method_class(gradient.template), gradient.averaging
     averaging = Averaging(section.estimator, section.minibatches, section.series)
     # An estimator says how an implicit method averages; the others have their own way.
     if issubclass(method, ImplicitMethod) and section.estimator not in ("auto", *method.estimators):
         why = " needs one fixed Jacobian and" if method.fixed_operator else ""
         yield (
             ("gradient", "averaging", "estimator"),
-            f"{gradient.method}{why} cannot take '{section.estimator}';"
+            f"{gradient.template}{why} cannot take '{section.estimator}';"
             f" expected auto or {' or '.join(method.estimators)}",
         )
     needed = method().steps_needed(gradient.trunc, averaging)
@@ -320,9 +338,9 @@ def _gradient(recipe: Recipe) -> Iterator[KeyFault]:
             blamed, got = "averaging.minibatches", section.minibatches
         yield (
             ("gradient", *blamed.split(".")),
-            f"{gradient.method} with trunc {gradient.trunc} over {section.minibatches} minibatches"
-            f" needs {needed} training steps, more than the {steps} of inner.steps; expected at"
-            f" most {max(1, got - (needed - steps))}, got {got}",
+            f"{gradient.template} with trunc {gradient.trunc} over {section.minibatches}"
+            f" minibatches needs {needed} training steps, more than the {steps} of inner.steps;"
+            f" expected at most {max(1, got - (needed - steps))}, got {got}",
         )
 
 

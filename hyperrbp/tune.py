@@ -11,14 +11,15 @@ from typing import Any, Protocol
 import torch
 
 from hyperrbp import checkpoint
-from hyperrbp.descent import MetaState, MetaStep, descend
+from hyperrbp.descent import Chooser, GradientSettings, MetaState, MetaStep, descend
 from hyperrbp.errors import CheckpointError, DivergedError
 from hyperrbp.experiment import Experiment
 from hyperrbp.meter import measured, spent
 from hyperrbp.problems.training import TrainingRun
-from hyperrbp.recipe import Recipe
+from hyperrbp.recipe import AUTO, Recipe
 from hyperrbp.report.export import parameter_groups
 from hyperrbp.run_folder import RunFolder, default_folder, open_run
+from hyperrbp.watch import Watch
 
 Record = Mapping[str, Any]
 """One line of ``records.jsonl``."""
@@ -69,14 +70,20 @@ def tune_recipe(
     folder.forget_from("meta_step", state.meta_step)
     checkpoint.save(folder.checkpoint_file, state.to_json())
     earlier = folder.records()
+    watch = Watch(experiment, earlier)
     started = time.perf_counter()
     try:
         for observer in observers:
             observer.started(experiment, folder, earlier)
         for step in descend(
-            experiment.problem, state, experiment.gradient, experiment.meta, seed=recipe.seed
+            experiment.problem,
+            state,
+            _differentiator(experiment),
+            experiment.meta,
+            seed=recipe.seed,
         ):
-            record = to_record(step)
+            record = to_record(step, state.choice)
+            watch.diagnose(step, record)
             for observer in observers:
                 observer.stepped(record, step.theta)
             folder.append(record)
@@ -89,6 +96,15 @@ def tune_recipe(
         for observer in observers:
             observer.stopped()
     return _finish(experiment, folder, state, started, status="done")
+
+
+def _differentiator(experiment: Experiment) -> GradientSettings | Chooser:
+    section, settings = experiment.recipe.gradient, experiment.gradient
+    if section.method != AUTO:
+        return settings
+    from hyperrbp.auto import EVERY, Auto
+
+    return Auto(settings, section.check_every or EVERY, experiment.recipe.seed)
 
 
 def _restored(folder: RunFolder, experiment: Experiment) -> MetaState:
@@ -109,8 +125,11 @@ def _restored(folder: RunFolder, experiment: Experiment) -> MetaState:
     return state
 
 
-def to_record(step: MetaStep) -> dict[str, Any]:
+def to_record(step: MetaStep, choice: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """A meta step for ``records.jsonl``; all that may differ between two runs is in ``measured``.
+
+    ``choice`` is the last one of a method that chooses; it is recorded at the step that it was
+    made.
 
     Gradients and standard errors are with respect to log learning rate and logit momentum.
     """
@@ -139,6 +158,8 @@ def to_record(step: MetaStep) -> dict[str, Any]:
             },
             "steady_state_residual": found.steady_state_residual,
         }
+    if choice is not None and choice["meta_step"] == step.meta_step:
+        record["choice"] = choice
     record["measured"] = measured(step.seconds, step.peak_bytes)
     return dict(checkpoint.finite(record))
 
@@ -166,6 +187,8 @@ def _finish(
             "before": experiment.heldout_accuracy(0, experiment.theta),
             "after": experiment.heldout_accuracy(state.best_step, state.best_theta),
         },
+        "warnings": [record["warning"] for record in records if "warning" in record],
+        "choices": [record["choice"] for record in records if "choice" in record],
         **spent(records),
         "wall_seconds": time.perf_counter() - started,
         "run_folder": str(folder.path),

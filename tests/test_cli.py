@@ -220,7 +220,7 @@ def test_an_unknown_recipe(verb, recipe, words):
     ("words", "fault"),
     [
         (["--trunc", "0"], "--trunc: gradient.trunc: expected at least 1, got 0"),
-        (["--method", "neuman"], "--method: gradient.method: expected one of bptt, "),
+        (["--method", "neuman"], "--method: gradient.method: expected one of auto, bptt, "),
         (["--train-steps", "0"], "--train-steps: inner.steps: expected at least 1, got 0"),
         (["--meta-steps", "-1"], "--meta-steps: meta.steps: expected at least 1, got -1"),
         (["--seed", "-1"], "--seed: seed: expected at least 0, got -1"),

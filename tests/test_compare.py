@@ -63,13 +63,13 @@ T, B, FEATURES, HIDDEN, CLASSES = 30, 50, 64, 8, 10
 DOCUMENTED = {
     "method", "trunc", "train_steps", "seconds", "seconds_iqr", "peak_bytes", "saved_bytes",
     "flops", "products", "time_ratio", "memory_ratio", "cosine", "sign_agreement", "norm_ratio",
-    "status",
+    "descent", "verdict", "status",
 }  # fmt: skip
 WHO = {"method", "label", "options", "trunc", "train_steps", "status", "message"}
 NUMBERS = (DOCUMENTED - WHO) | {
     "seconds_by_phase", "process_peak_bytes", "trajectory_bytes", "peak_ratio", "process_ratio",
     "paper_time_ratio", "paper_memory_ratio", "by_kind", "residual", "steady_state_residual",
-    "gradient",
+    "gradient", "structurally_zero",
 }  # fmt: skip
 
 
@@ -702,7 +702,9 @@ class Machine:
         size = 600 if subject.method == "bptt" else 200
         return {
             "gradient": EXACT if subject.method == "bptt" else FOUND,
-            "status": "exact", "products": subject.trunc, "residual": math.inf,
+            "structurally_zero": [False] * 4,
+            "status": "exact",
+            "products": subject.trunc, "residual": math.inf,
             "steady_state_residual": 0.5, "process_peak_bytes": 10 * size, "peak_bytes": 2 * size,
             "saved_bytes": size, "trajectory_bytes": 0, "flops": 3 * size,
         }  # fmt: skip
@@ -767,7 +769,7 @@ def test_medians_and_quartiles_by_hand(machine):
     assert row["sign_agreement"] == 0.75
     assert row["norm_ratio"] == 2
     assert row["by_kind"]["momentum"] == {
-        "cosine": pytest.approx(-1), "sign_agreement": 0.5, "norm_ratio": 2,
+        "cosine": pytest.approx(-1), "sign_agreement": 0.5, "norm_ratio": 2, "descent": -1,
     }  # fmt: skip
     assert row["residual"] is None, "JSON has no infinity"
     json.dumps(document, allow_nan=False)
@@ -946,11 +948,12 @@ def test_an_option_that_cannot_be_is_refused_before_anything_runs(machine, metho
 
 
 def row(label, trunc=None, steps=1000, **numbers):
-    parts = {"cosine": 0.5, "sign_agreement": 0.75, "norm_ratio": 2.0}
+    parts = {"cosine": 0.5, "sign_agreement": 0.75, "norm_ratio": 2.0, "descent": 0.25}
     usual = dict.fromkeys(NUMBERS) | parts | {
         "seconds": 0.25, "seconds_iqr": 0.1, "saved_bytes": 2500, "peak_bytes": 5_000_000,
         "seconds_by_phase": {"inner run": 0.125, "meta-gradient": 0.0625},
         "process_peak_bytes": 7_000_000_000, "trajectory_bytes": 0, "flops": 1_500_000_000,
+        "verdict": "disagrees",
         "products": 20, "time_ratio": 4.0, "memory_ratio": 40.0, "peak_ratio": 3.0,
         "process_ratio": 1.5, "residual": 0.125, "steady_state_residual": 0.5,
         "by_kind": {"learning_rate": parts | {"cosine": -0.25}, "momentum": parts},
@@ -1020,12 +1023,14 @@ def test_markdown_has_every_row():
     assert memory[2][2:] == ["2.5 kB", "40 (4.35)", "5 MB", "3", "7 GB", "1.5"]
     assert memory[4][2:] == [""] * 6
     right = cells(text, "How right it is (T = 1000)")
-    assert right[0][2:] == ["all", "learning rate", "momentum", "residual", "status"]
+    assert right[0][2:] == [
+        "all", "decrease kept", "learning rate", "momentum", "residual", "status", "verdict",
+    ]  # fmt: skip
     assert right[1][2:] == [
-        "+0.50, 75%, ×2", "-0.25, 75%, ×2", "+0.50, 75%, ×2", "0.12", "exact",
+        "+0.50, 75%, ×2", "25%", "-0.25, 75%, ×2", "+0.50, 75%, ×2", "0.12", "exact", "disagrees",
     ]  # fmt: skip
     assert right[3][2] == "–, 75%, –"
-    assert right[4][2:] == ["", "", "", "", "failed"]
+    assert right[4][2:] == ["", "", "", "", "", "failed", ""]
     notes = [line for line in text.splitlines() if line.startswith("* ")]
     assert len(notes) == 4
     assert "Table 3 of Liao et al. 2018" in notes[1]
@@ -1168,7 +1173,7 @@ def test_tensorboard_has_costs_against_k(tmp_path):
     scalars = scalars_in(tmp_path / "neumann_T_1000")
     keys = {
         "seconds", "saved_bytes", "peak_bytes", "flops", "time_ratio", "memory_ratio", "cosine",
-        "sign_agreement", "norm_ratio",
+        "sign_agreement", "norm_ratio", "descent",
     }  # fmt: skip
     assert set(scalars) == {f"{key}/against_K" for key in keys}
     assert scalars["seconds/against_K"] == {10: 0.25, 50: 0.5}

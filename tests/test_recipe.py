@@ -153,7 +153,7 @@ BAD = [
     ("'': 3", 1, "''", "unknown key"),
     # unknown names
     ("gradient:\n\n  method: newman", 3, "gradient.method", "did you mean neumann?"),
-    ("gradient: {method: adam}", 1, "gradient.method", "expected one of bptt, tbptt, rbp, cg"),
+    ("gradient: {method: adam}", 1, "gradient.method", "expected one of auto, bptt, tbptt, rbp"),
     ("data: {name: minst}", 1, "data.name", "did you mean mnist?"),
     ("data: {name: cifar}", 1, "data.name", "expected one of digits, mnist, fashion-mnist"),
     ("model: {name: mpl}", 1, "model.name", "did you mean mlp?"),

@@ -22,6 +22,10 @@ METHODS: dict[str, str] = {
     "rbp": "hyperrbp.gradients.rbp:Rbp",
     "cg": "hyperrbp.gradients.cg:ConjugateGradient",
     "neumann": "hyperrbp.gradients.neumann:Neumann",
+    "forward": "hyperrbp.gradients.forward:Forward",
+    "lsqr": "hyperrbp.gradients.lsqr:Lsqr",
+    "gmres": "hyperrbp.gradients.gmres:Gmres",
+    "anderson": "hyperrbp.gradients.anderson:Anderson",
 }
 
 
@@ -79,7 +83,7 @@ def hypergradient(
             state=run.state,
             structurally_zero=sensitivity.structurally_zero(task.generator),
             steady_state_residual=sensitivity.steady_state_residual(),
-            trajectory_bytes=chosen.states_kept(problem.steps) * run.state.nbytes,
+            trajectory_bytes=chosen.states_kept(problem.steps, len(theta)) * run.state.nbytes,
         )
 
 

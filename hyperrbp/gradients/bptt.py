@@ -29,7 +29,7 @@ class Bptt(Method):
     keep: Literal["graph", "states", "checkpoints"] = "graph"
     """graph | states | checkpoints: memory for T graphs, for T states, or for 2√T states."""
 
-    def states_kept(self, steps: int) -> int:
+    def states_kept(self, steps: int, parameters: int) -> int:
         """None, all, or the checkpoints with the states of one stretch."""
         if self.keep == "graph":
             return 0

@@ -4,11 +4,14 @@ How ``trunc`` (K) counts, stated once: it is the number of times that a method a
 operation.
 
 ============  =====================================================================
-``bptt``      K is not used: all T updates are differentiated.
+``bptt``      K is not used: all T updates are differentiated; ``forward`` likewise.
 ``tbptt``     K differentiated updates, the last K of the run.
 ``neumann``   K Jacobian products after the first term: K + 1 terms (eq. 18, Alg. 2).
 ``rbp``       at most K iterations of z ← Jᵀz + g (Alg. 1).
 ``cg``        at most K conjugate-gradient steps, two Jacobian products each (eq. 16).
+``lsqr``      at most K steps of two Jacobian products each; in exact arithmetic, those of ``cg``.
+``gmres``     at most K Jacobian products, the dimension of the Krylov space.
+``anderson``  at most K iterations of z ← Jᵀz + g, accelerated.
 ============  =====================================================================
 
 So at an exact fixed point ``neumann`` with K equals ``tbptt`` with K + 1 (Proposition 1, by the
@@ -133,7 +136,7 @@ class Hypergradient(Gradient):
     steady_state_residual: float
     """‖h_T − F(h_T)‖ / ‖h_T‖, F averaged over its whole population of inputs."""
     trajectory_bytes: int = 0
-    """The most bytes of states that the method kept at once for its way back, graphs aside."""
+    """The most bytes of states or tangents that the method kept at once, graphs aside."""
 
 
 @dataclass(frozen=True)
@@ -184,8 +187,8 @@ class Method(CheckedOptions, ABC):
         """The shortest run that it can differentiate."""
         return averaging.minibatches if self.estimators else 1
 
-    def states_kept(self, steps: int) -> int:
-        """The most states of a run that it keeps at once for its way back, graphs aside."""
+    def states_kept(self, steps: int, parameters: int) -> int:
+        """The most states, or their tangents, that it keeps at once, graphs aside."""
         return 0
 
     @abstractmethod

@@ -28,6 +28,8 @@ class Neumann(ImplicitMethod):
     name = "neumann"
     tolerance: NonNegativeFloat = 1e-12
     """Stop when a term's norm, relative to the first, is this small."""
+    cut_growing: bool = False
+    """Sum a growing series to its smallest term only, as one does with a divergent one."""
 
     def solve(
         self, jacobian: Jacobian, g: Tensor, trunc: int, generator: torch.Generator
@@ -38,10 +40,17 @@ class Neumann(ImplicitMethod):
             return Solution(g.clone(), [0.0], Status.CONVERGED, 0)
         term, z = g, g.clone()
         norms = [1.0]
+        until_smallest = z.clone() if self.cut_growing else z
         for _ in range(trunc):
             term = jacobian.transposed(term)
             z.add_(term)
             norms.append(float(term.norm()) / scale)
             if not self.tolerance < norms[-1] < float("inf"):
                 break
-        return Solution(z, norms, series_status(norms, self.tolerance), len(norms) - 1)
+            if self.cut_growing and norms[-1] <= min(norms):
+                until_smallest.copy_(z)
+        status = series_status(norms, self.tolerance)
+        if self.cut_growing and norms[-1] == float("inf"):
+            status = Status.GROWING  # what overflowed is not part of the sum
+        cut = self.cut_growing and status is Status.GROWING
+        return Solution(until_smallest if cut else z, norms, status, len(norms) - 1)

@@ -24,6 +24,10 @@ class Batch(NamedTuple):
     def __len__(self) -> int:
         return len(self.targets)
 
+    def in_precision(self, dtype: torch.dtype) -> Batch:
+        """The same examples; whole numbers, such as classes, stay as they are."""
+        return Batch(*(x.to(dtype) if x.is_floating_point() else x for x in self))
+
     def chunks(self, size: int = CHUNK) -> Iterable[tuple[float, Batch]]:
         """Pieces of at most ``size`` examples, each with its share of the whole."""
         for start in range(0, len(self), size):
@@ -88,3 +92,19 @@ class ListedBatches:
         """Every minibatch, with its share of the examples."""
         total = sum(map(len, self._batches))
         return [(len(batch) / total, batch) for batch in self._batches]
+
+
+class ConvertedBatches:
+    """Other batches in another floating-point format, converted as they are asked for."""
+
+    def __init__(self, batches: Batches, dtype: torch.dtype) -> None:
+        self._batches, self._dtype = batches, dtype
+
+    def __call__(self, t: int) -> Batch:
+        """The minibatch of step t."""
+        return self._batches(t).in_precision(self._dtype)
+
+    def population(self) -> Iterable[tuple[float, Batch]]:
+        """All examples, in weighted chunks."""
+        for weight, x in self._batches.population():
+            yield weight, x.in_precision(self._dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
@@ -42,6 +43,10 @@ class Objective:
             lambda *tensors: self._curvature_of(*tensors)[len(named) :]
         )
         self._curvature_line = StraightLine(self._curvature_of)
+
+    def in_precision(self, dtype: torch.dtype) -> Objective:
+        """The same function in another floating-point format."""
+        return Objective(copy.deepcopy(self._model).to(dtype), self._loss)
 
     def initial_weights(self) -> Tensor:
         """The module's current parameters, shape (N,)."""
@@ -85,6 +90,28 @@ class Objective:
         """(∇L, H d) in pieces, for d in pieces; new tensors without graphs."""
         both = self._curvature_line(*parameters, *direction, *x)
         return both[: len(parameters)], both[len(parameters) :]
+
+    def hessian_products(self, w: Tensor, directions: Tensor, x: Batch) -> tuple[Tensor, Tensor]:
+        """(∇L, H d for every row d of a matrix), from one graph: shapes (N,) and (m, N)."""
+        leaves = [piece.requires_grad_() for piece in self.pieces(w.detach())]
+        g = self._gradient(leaves, x, twice=True)
+        curving = [i for i, piece in enumerate(g) if piece.requires_grad]
+        if not curving:
+            return flat(g), torch.zeros_like(directions)
+        rows = [
+            piece.reshape(len(directions), *shape)
+            for piece, shape in zip(
+                torch.split(directions, self.sizes, 1), self.shapes, strict=True
+            )
+        ]
+        curved = torch.autograd.grad(
+            [g[i] for i in curving],
+            leaves,
+            [rows[i] for i in curving],
+            is_grads_batched=True,
+            materialize_grads=True,
+        )
+        return flat(g).detach(), torch.cat([piece.flatten(1) for piece in curved], 1)
 
     def trace(self, w: Tensor, x: Batch) -> None:
         """Make the straight-line programs for batches like x now."""

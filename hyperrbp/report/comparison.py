@@ -15,8 +15,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 from rich.text import Text
 
+from hyperrbp.audience import Audience
 from hyperrbp.checkpoint import write_atomically
-from hyperrbp.compare import Audience
 from hyperrbp.errors import StorageError
 from hyperrbp.recipe import Recipe
 from hyperrbp.report.console import duration, human_bytes
@@ -190,9 +190,11 @@ def _sections(document: Mapping[str, Any]) -> list[tuple[str, list[Column]]]:
     kinds = list(dict.fromkeys(kind for row in document["rows"] for kind in row["by_kind"] or ()))
     right: list[Column] = [
         ("all", _agreement),
+        ("decrease kept", lambda row: "" if row["descent"] is None else f"{row['descent']:.0%}"),
         *((kind.replace("_", " "), _of_kind(kind)) for kind in kinds),
         ("residual", lambda row: "" if row["residual"] is None else f"{row['residual']:.2g}"),
         ("status", lambda row: row["status"]),
+        ("verdict", lambda row: row["verdict"] or ""),
     ]
     return [
         (f"Time{at}", who + time),
@@ -201,7 +203,7 @@ def _sections(document: Mapping[str, Any]) -> list[tuple[str, list[Column]]]:
     ]
 
 
-_LEFT = ("method", "status")
+_LEFT = ("method", "status", "verdict")
 _WHOLE = ("method", "seconds", "time ×", "kept ×")
 
 

@@ -20,6 +20,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from hyperrbp.diagnostics.verdict import Verdict
+
 if TYPE_CHECKING:
     import torch
 
@@ -56,13 +58,15 @@ class Plain:
             f"meta step {record['meta_step']}/{self._last}",
             f"loss {record['meta_loss']:.6g} (best {self._best:.6g})",
             f"learning rate {_range(record['hyperparameters']['learning_rate'])}",
-            *([f"gradient {record['status']}"] if "status" in record else []),
+            *([gradient_line(record).plain] if "status" in record else []),
             f"{self._spent[-1]:.2f} s"
             f" ({', '.join(f'{name} {value:.2f}' for name, value in seconds.items())})",
             f"peak {human_bytes(peak_bytes(record))}",
             f"ETA {duration(left)}",
         ]
         self._print(" | ".join(fields))
+        for line in remarks(record):
+            self._console.print(line, highlight=False, soft_wrap=True)
 
     def stopped(self) -> None:
         """Nothing is left open."""
@@ -91,6 +95,8 @@ class Dashboard:
     def stepped(self, record: Record, theta: torch.Tensor) -> None:
         """Redraw."""
         self._records.append(record)
+        for line in remarks(record):
+            self._console.print(line, highlight=False, soft_wrap=True)
         self._bar.update(self._task, completed=record["meta_step"])
         self._live.update(Group(self._bar, state_table(self._records)))
 
@@ -139,11 +145,7 @@ def state_table(records: Sequence[Record]) -> Table:
     table.add_row("learning rate", _range(last["hyperparameters"]["learning_rate"]))
     table.add_row("momentum", _range(last["hyperparameters"]["momentum"]))
     if "status" in last:
-        table.add_row(
-            "gradient",
-            f"{last['status']}, norm {last['gradient_norm']:.3g},"
-            f" ‖h−F(h)‖/‖h‖ {last['steady_state_residual'] or float('inf'):.2g}",
-        )
+        table.add_row("gradient", gradient_line(last))
     table.add_row(
         "seconds",
         f"{sum(seconds.values()):.2f} = "
@@ -154,6 +156,51 @@ def state_table(records: Sequence[Record]) -> Table:
         "peak memory", ", ".join(f"{name} {human_bytes(b)}" for name, b in by_phase.items())
     )
     return table
+
+
+def gradient_line(record: Record) -> Text:
+    """What the gradient of a meta step is worth, in one line, coloured by its verdict."""
+    verdict = Verdict(record["verdict"])
+    colour = "green" if verdict.trusted else "yellow" if verdict.usable else "red"
+    line = Text(f"gradient {verdict}", style=colour)
+    known = record["diagnostics"]
+    parts = [
+        "" if record["status"] == verdict else record["status"],
+        f"norm {_short(record['gradient_norm'])}",
+        f"‖h−F(h)‖/‖h‖ {_short(record['steady_state_residual'])}",
+        "" if known["growth_rate"] is None else f"terms ×{known['growth_rate']:.3f}",
+        "" if known["told_apart"] is None else f"{known['told_apart']:.0%} above noise",
+    ]
+    line.append(f" ({', '.join(part for part in parts if part)})", style="default")
+    return line
+
+
+def remarks(record: Record) -> list[Text]:
+    """What is said once: a choice, the outcome of a full examination, a warning."""
+    lines = []
+    at = f"meta step {record['meta_step']}: "
+    if "choice" in record:
+        choice = record["choice"]
+        lines.append(Text(f"{at}auto takes {choice['label']}; {choice['why']}", style="cyan"))
+    if "check" in record:
+        found = record["check"]
+        colour = "green" if found["trusted"] else "red"
+        held, spectrum = found["agreement"], found["spectrum"]
+        lines.append(
+            Text(
+                f"{at}check: {found['verdict']}; cosine {_short(held['cosine'])} with the exact"
+                f" gradient, {_short(held['descent'])} of the steepest decrease kept, spectral"
+                f" radius {_short(spectrum['radius'])}, ‖J‖ {_short(spectrum['norm'])}",
+                style=colour,
+            )
+        )
+    if "warning" in record:
+        lines.append(Text(f"warning: {record['warning']}", style="bold yellow"))
+    return lines
+
+
+def _short(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.3g}"
 
 
 def answer(result: Mapping[str, Any]) -> RenderableType:
@@ -176,6 +223,10 @@ def answer(result: Mapping[str, Any]) -> RenderableType:
     facts = Table.grid(padding=(0, 2))
     if result["status"] != "done":
         facts.add_row("status", Text(result["status"], style="bold red"))
+    for warning in result.get("warnings", []):
+        facts.add_row("warning", Text(warning, style="yellow"))
+    for choice in result.get("choices", [])[:1]:
+        facts.add_row("auto", f"{choice['label']}; {choice['why']}")
     facts.add_row("meta loss", sparkline(losses))
     facts.add_row(
         "",

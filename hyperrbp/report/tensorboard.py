@@ -29,6 +29,10 @@ _OVERVIEW = {
             "Multiline",
             ["^gradient/steady_state_residual$", "^gradient/residual$"],
         ],
+        "against the exact gradient": [
+            "Multiline",
+            ["^check/cosine_with_exact$", "^check/steepest_decrease_kept$"],
+        ],
     },
     "cost of a meta step": {"seconds by phase": ["Multiline", ["^seconds/"]]},
 }
@@ -93,11 +97,35 @@ def scalars(record: Record) -> dict[str, float]:
             tags |= _named(f"gradient_{kind}", values)
         for kind, values in (record["standard_error"] or {}).items():
             tags |= _named(f"standard_error_{kind}", values)
+    if "diagnostics" in record:
+        known = record["diagnostics"]
+        tags["gradient/growth_rate"] = known["growth_rate"]
+        tags["gradient/share_above_noise"] = known["told_apart"]
+        tags |= {f"last_state/{_slug(name)}": value for name, value in known["norms"].items()}
+    if "check" in record:
+        tags |= _examination(record["check"])
     for phase, seconds in record["measured"]["seconds"].items():
         tags[f"seconds/{_slug(phase)}"] = seconds
     for phase, peaks in record["measured"]["peak_bytes"].items():
         tags |= _named(f"peak_bytes_{_slug(phase)}", peaks)
     return {tag: value for tag, value in tags.items() if value is not None}
+
+
+def _examination(found: Mapping[str, Any]) -> dict[str, Any]:
+    held, spectrum, horizon = found["agreement"], found["spectrum"], found["horizon"]
+    tags = {
+        "check/trusted": float(found["trusted"]),
+        "check/cosine_with_exact": held["cosine"],
+        "check/steepest_decrease_kept": held["descent"],
+        "check/norm_over_exact": held["norm_ratio"],
+        "check/spectral_radius": spectrum["radius"],
+        "check/norm_of_jacobian": spectrum["norm"],
+        "check/condition_on_krylov_space": spectrum["krylov_condition"],
+        "check/step_change_over_predicted": found["smoothness"]["ratio"],
+    }
+    if horizon is not None:
+        tags["check/short_horizon_bias"] = horizon["bias"]
+    return tags
 
 
 def _named(group: str, values: Mapping[str, float]) -> dict[str, float]:
@@ -144,5 +172,6 @@ _AGAINST = (
     "memory_ratio",
     "cosine",
     "sign_agreement",
+    "descent",
     "norm_ratio",
 )

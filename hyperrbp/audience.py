@@ -1,0 +1,19 @@
+"""Whoever is told how something long goes."""
+
+from __future__ import annotations
+
+
+class Audience:
+    """Told how it goes; does nothing by itself."""
+
+    def expects(self, seconds: float) -> None:
+        """About how long all of it should take."""
+
+    def begins(self, what: str) -> None:
+        """What is being done now."""
+
+    def spent(self, seconds: float) -> None:
+        """So much of what was expected is done."""
+
+    def ended(self) -> None:
+        """There is no more to tell."""

@@ -1,0 +1,80 @@
+"""Can the gradient of a recipe be trusted? Everything that is asked of it, at the untuned start."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from hyperrbp import checkpoint
+from hyperrbp.audience import Audience
+from hyperrbp.candidates import choose, described, evaluate, exact_candidate, label, truncations_at
+from hyperrbp.diagnostics.examination import Examination, Scope, examine
+from hyperrbp.diagnostics.verdict import Verdict
+from hyperrbp.experiment import Experiment
+from hyperrbp.recipe import Recipe
+
+
+def check_recipe(
+    recipe: Recipe,
+    *,
+    exact: bool = True,
+    data_root: Path | None = None,
+    audience: Audience | None = None,
+) -> dict[str, Any]:
+    """Examine the gradient of a recipe at its start.
+
+    Args:
+        recipe: a validated recipe.
+        exact: hold it against the exact gradient, and try other methods too.
+        data_root: where data sets live.
+        audience: told how it goes.
+
+    Returns:
+        What ``--json`` prints; ``document["trusted"]`` is the verdict in a word.
+
+    Raises:
+        HyperrbpError: if the recipe cannot be run.
+    """
+    audience = audience or Audience()
+    started = time.perf_counter()
+    experiment = Experiment(recipe, data_root)
+    problem, theta = experiment.problem(), experiment.theta
+    problem.prepare(theta)
+    settings = experiment.gradient
+    scope = Scope(exact=exact, meta_learning_rate=recipe.meta.learning_rate)
+    found = examine(problem, theta, settings, scope, seed=recipe.seed, audience=audience)
+    document: dict[str, Any] = {
+        "recipe": experiment.recipe.model_dump(),
+        "weights": problem.weights,
+        "asked": {"label": label(settings), **described(settings)},
+        **found.to_json(),
+        **_recommended(found, recipe, audience),
+        "environment": experiment.environment(),
+        "seconds": time.perf_counter() - started,
+    }
+    return dict(checkpoint.finite(document))
+
+
+def _recommended(found: Examination, recipe: Recipe, audience: Audience) -> dict[str, Any]:
+    """The method to use; without the exact gradient, what the verdict advises."""
+    if found.exact is None:
+        return {"candidates": [], "recommendation": {"label": None, "why": found.verdict.advice}}
+    audience.begins("other methods")
+    clock = time.perf_counter()
+    found.at.exact_gradient()
+    exact = exact_candidate(found.at, found.exact, time.perf_counter() - clock)
+    field = evaluate(
+        found.at, truncations_at(found.settings, recipe.inner.steps), found.exact, recipe.seed
+    )
+    choice = choose(field, exact)
+    return {
+        "candidates": [each.to_json() for each in [*field, exact]],
+        "recommendation": {
+            **described(choice.chosen.settings),
+            "label": choice.chosen.label,
+            "why": choice.why,
+            "keep": choice.chosen.label == label(found.settings)
+            or (found.verdict is Verdict.EXACT and choice.chosen is exact),
+        },
+    }

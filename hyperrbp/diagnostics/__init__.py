@@ -1,0 +1,1 @@
+"""What can be measured about a hypergradient: each question one file, each answer plain numbers."""
