@@ -26,6 +26,10 @@ CHEAPER = 2.0
 """How much cheaper than the exact gradient another one has to be to take its place."""
 
 
+WORTH = 1.5
+"""How much more merit than the first candidate another one has to have to be preferred to it."""
+
+
 @dataclass(frozen=True)
 class Candidate:
     """A gradient method as it would be used, and what became of it."""
@@ -171,16 +175,18 @@ def exact_candidate(at: LastState, exact: Tensor, seconds: float) -> Candidate:
 
 
 def choose(field: Sequence[Candidate], exact: Candidate) -> Choice:
-    """The one that keeps most a unit of work, if it is trusted and much cheaper than the exact one.
+    """The one of most merit, if it is trusted and much cheaper than the exact one.
 
     Args:
-        field: from :func:`evaluate`.
+        field: from :func:`evaluate`; the first is kept unless another is worth the change.
         exact: from :func:`exact_candidate`.
     """
     trusted = [each for each in field if each.verdict.trusted]
     cheap = [each for each in trusted if each.work * CHEAPER <= exact.work]
     if cheap:
         best = max(cheap, key=lambda each: each.merit)
+        if field[0] in cheap and best.merit < WORTH * field[0].merit:
+            best = field[0]
         kept = best.agreement.descent or 0.0
         times = exact.work / best.work
         why = f"it keeps {kept:.0%} of the steepest decrease, {times:.1f}× cheaper than exact"

@@ -1,8 +1,9 @@
-"""Can the gradient of a recipe be trusted? Everything that is asked of it, at the untuned start."""
+"""Can the gradient of a recipe be trusted? Everything that is asked of it, and what to use."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,17 @@ from hyperrbp.recipe import Recipe
 def check_recipe(
     recipe: Recipe,
     *,
+    hyperparameters: Mapping[str, Mapping[str, float]] | None = None,
     exact: bool = True,
     data_root: Path | None = None,
     audience: Audience | None = None,
 ) -> dict[str, Any]:
-    """Examine the gradient of a recipe at its start.
+    """Examine the gradient of a recipe.
 
     Args:
         recipe: a validated recipe.
+        hyperparameters: where to examine it, as ``result.json`` of a tuning run has them; at the
+            recipe's start if not given.
         exact: hold it against the exact gradient, and try other methods too.
         data_root: where data sets live.
         audience: told how it goes.
@@ -39,7 +43,8 @@ def check_recipe(
     audience = audience or Audience()
     started = time.perf_counter()
     experiment = Experiment(recipe, data_root)
-    problem, theta = experiment.problem(), experiment.theta
+    problem = experiment.problem()
+    theta = experiment.theta if hyperparameters is None else problem.theta_of(hyperparameters)
     problem.prepare(theta)
     settings = experiment.gradient
     scope = Scope(exact=exact, meta_learning_rate=recipe.meta.learning_rate)
@@ -47,6 +52,7 @@ def check_recipe(
     document: dict[str, Any] = {
         "recipe": experiment.recipe.model_dump(),
         "weights": problem.weights,
+        "hyperparameters": problem.describe(theta),
         "asked": {"label": label(settings), **described(settings)},
         **found.to_json(),
         **_recommended(found, recipe, audience),

@@ -192,6 +192,14 @@ TrainStepsOption = Annotated[
     int | None,
     typer.Option(help="T, training steps of an inner run.", rich_help_panel="What is run"),
 ]
+HyperparametersOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="RUN",
+        help="For a tuning recipe: with what this tuning run found, not the recipe's start.",
+        rich_help_panel="What is run",
+    ),
+]
 SeedOption = Annotated[
     int | None, typer.Option(help="Of everything random.", rich_help_panel="What is run")
 ]
@@ -330,14 +338,7 @@ def train(
         int | None,
         typer.Option(help="Passes over the training examples.", rich_help_panel="What is run"),
     ] = None,
-    hyperparameters: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="RUN",
-            help="For a tuning recipe: train with what this tuning run found.",
-            rich_help_panel="What is run",
-        ),
-    ] = None,
+    hyperparameters: HyperparametersOption = None,
     seed: SeedOption = None,
     device: DeviceOption = None,
     settings: SetOption = None,
@@ -379,22 +380,15 @@ def _train(
 ) -> None:
     from hyperrbp.report.training import TrainingBar, TrainingLines, answer
     from hyperrbp.report.training_board import TrainingBoard
-    from hyperrbp.run_folder import RunFolder
     from hyperrbp.train import TrainingObserver, train_recipe
 
-    hyperparameters = None
-    if tuned is not None:
-        found = RunFolder(tuned).result()
-        if "hyperparameters" not in found:
-            raise UsageError(f"--hyperparameters {tuned}: not a tuning run")
-        hyperparameters = found["hyperparameters"]
     observers: list[TrainingObserver] = [TrainingBoard()]
     if not quiet:
         observers.append(TrainingBar(stderr) if stderr.is_terminal else TrainingLines(stderr))
     result = train_recipe(
         recipe,
         out,
-        hyperparameters=hyperparameters,
+        hyperparameters=None if tuned is None else _tuned(tuned),
         data_root=data_root,
         resume=resume,
         observers=observers,
@@ -403,6 +397,17 @@ def _train(
         print(json.dumps(result))
     elif not quiet:
         _Stdout(markup=False).print(answer(result))
+
+
+def _tuned(run: Path) -> dict[str, dict[str, float]]:
+    """The hyperparameters that a tuning run found."""
+    from hyperrbp.run_folder import RunFolder
+
+    found = RunFolder(run).result()
+    if "hyperparameters" not in found:
+        raise UsageError(f"--hyperparameters {run}: not a tuning run")
+    hyperparameters: dict[str, dict[str, float]] = found["hyperparameters"]
+    return hyperparameters
 
 
 @app.command(rich_help_panel="Tune")
@@ -488,6 +493,7 @@ def check(
     method: MethodOption = None,
     trunc: TruncOption = None,
     train_steps: TrainStepsOption = None,
+    hyperparameters: HyperparametersOption = None,
     seed: SeedOption = None,
     device: DeviceOption = None,
     settings: SetOption = None,
@@ -519,6 +525,8 @@ def check(
     hyperrbp check digits
 
     hyperrbp check mnist --method tbptt --train-steps 500 --data-root data
+
+    hyperrbp check digits --hyperparameters runs/digits-20260101T000000Z
     """
     with _faults_to_exit_codes():
         overrides = _given(
@@ -529,13 +537,14 @@ def check(
             ("--device", "device", device),
         )
         resolved = _read(cookbook.find(recipe), settings, overrides)
-        trusted = _check(resolved, exact, out, data_root, as_json, quiet)
+        trusted = _check(resolved, hyperparameters, exact, out, data_root, as_json, quiet)
         if not trusted:
             raise typer.Exit(NOT_TRUSTED)
 
 
 def _check(
     recipe: Recipe,
+    tuned: Path | None,
     exact: bool,
     out: Path | None,
     data_root: Path | None,
@@ -553,7 +562,13 @@ def _check(
     if not quiet:
         audience = Bar(stderr) if stderr.is_terminal else Lines(stderr)
     try:
-        document = check_recipe(recipe, exact=exact, data_root=data_root, audience=audience)
+        document = check_recipe(
+            recipe,
+            hyperparameters=None if tuned is None else _tuned(tuned),
+            exact=exact,
+            data_root=data_root,
+            audience=audience,
+        )
     finally:
         audience.ended()
     write_check(document, out)

@@ -19,7 +19,7 @@ from hyperrbp.problems.training import TrainingRun
 from hyperrbp.recipe import AUTO, Recipe
 from hyperrbp.report.export import parameter_groups
 from hyperrbp.run_folder import RunFolder, default_folder, open_run
-from hyperrbp.watch import Watch
+from hyperrbp.watch import GradientWatch
 
 Record = Mapping[str, Any]
 """One line of ``records.jsonl``."""
@@ -70,7 +70,7 @@ def tune_recipe(
     folder.forget_from("meta_step", state.meta_step)
     checkpoint.save(folder.checkpoint_file, state.to_json())
     earlier = folder.records()
-    watch = Watch(experiment, earlier)
+    watch = GradientWatch(experiment, earlier)
     started = time.perf_counter()
     try:
         for observer in observers:

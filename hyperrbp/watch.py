@@ -17,7 +17,7 @@ from hyperrbp.experiment import Experiment
 from hyperrbp.gradients import Hypergradient
 
 
-class Watch:
+class GradientWatch:
     """Adds to each record what its gradient is worth, and warns once.
 
     Args:

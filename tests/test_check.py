@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -88,6 +89,21 @@ def test_a_gradient_that_points_elsewhere_ends_with_its_own_code():
     assert "do not trust it (disagrees)" in done.stdout
     assert "Recommended: " in done.stdout
     assert EXIT_CODES[5] == "check: do not trust this gradient"
+
+
+def test_it_can_be_asked_where_a_run_has_ended():
+    assert run("tune", "tiny.yaml", "--out", "tuned", "-q").exit_code == 0
+    start, end = (
+        json.loads(run("check", "tiny.yaml", "--json", "-q", "--out", *words).stdout)
+        for words in (["at-start"], ["at-end", "--hyperparameters", "tuned"])
+    )
+    assert end["loss"] < start["loss"]
+    found = json.loads(Path("tuned/result.json").read_text())
+    assert end["loss"] == found["best"]["meta_loss"]
+    tuned = found["hyperparameters"]["momentum"]
+    assert end["hyperparameters"]["momentum"] == pytest.approx(tuned, rel=1e-5)
+    done = run("check", "tiny.yaml", "--hyperparameters", "at-end")
+    assert done.exit_code in (2, 7)
 
 
 def test_without_the_exact_gradient_nothing_is_held_against_it():

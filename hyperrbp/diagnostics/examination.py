@@ -336,7 +336,7 @@ def _findings(x: Examination) -> Iterator[str]:
         yield "the method's own iterates grew, though the series from the loss gradient does not"
     if x.series.growth_rate > 1:
         yield (
-            f"the terms of the series grow, ×{x.series.growth_rate:.3g} a product; the smallest is"
+            f"the terms of the series grow, ×{x.series.growth_rate:.5g} a product; the smallest is"
             f" term {x.series.smallest_term}"
         )
     if x.smoothness is not None and not x.smoothness.falls:

@@ -36,7 +36,7 @@ def page(document: Document) -> RenderableType:
     for title, lines in _sections(document):
         for i, line in enumerate(lines):
             facts.add_row(Text(title if i == 0 else "", style="bold"), Text(line))
-    parts: list[RenderableType] = [Text(heading, style="bold"), facts]
+    parts: list[RenderableType] = [Text(heading, style="bold"), facts, _components(document)]
     if document["candidates"]:
         parts.append(_candidates(document))
     parts += [Text(f"• {finding}") for finding in document["findings"]]
@@ -114,9 +114,9 @@ def _series(document: Document) -> Iterator[str]:
     found = document["series"]
     rate = found["growth_rate"]
     last = len(found["norms"]) - 1
-    word = "grow" if rate > 1 else "fall"
+    word = "grow" if rate is None or rate > 1 else "fall"
     yield (
-        f"terms {word} by ×{_number(rate)} a product; term {last} is"
+        f"terms {word} by ×{_number(rate, 5)} a product; term {last} is"
         f" {_number(found['last_share'])} of the sum, the smallest is term"
         f" {found['smallest_term']}"
     )
@@ -178,6 +178,36 @@ def _smoothness(found: Document) -> str:
     return f"loss {_number(found['start'])} → {points}; in brackets what the gradient predicts"
 
 
+def _components(document: Document) -> Table:
+    """Every component with its standard error, its signs at longer truncations, and the exact."""
+    noise, horizon, exact = document["noise"], document["horizon"], document["exact"]
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("hyperparameter", no_wrap=True)
+    table.add_column("gradient" if noise is None else "gradient ± error", justify="right")
+    if horizon is not None:
+        table.add_column("K = " + ", ".join(map(str, horizon["truncs"])))
+    if exact is not None:
+        table.add_column("exact", justify="right")
+    for kind, of in document["gradient"].items():
+        for name, value in of.items():
+            error = None if noise is None else noise["standard_error"][kind][name]
+            cells = [f"{kind.replace('_', ' ')} {name}"]
+            cells.append(_number(value) + ("" if error is None else f" ± {error:.1g}"))
+            if horizon is not None:
+                flips = [f"{kind}/{name}" in flipped for flipped in horizon["flipped"]]
+                cells.append(" ".join(_sign(value, flip) for flip in flips))
+            if exact is not None:
+                cells.append(_number(exact[kind][name]))
+            table.add_row(*cells)
+    return table
+
+
+def _sign(value: float | None, flipped: bool) -> str:
+    if not value:
+        return "0" if value == 0 else "?"
+    return "−" if (value < 0) != flipped else "+"
+
+
 def _candidates(document: Document) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("method")
@@ -199,8 +229,8 @@ def _candidates(document: Document) -> Table:
     return table
 
 
-def _number(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:.3g}"
+def _number(value: float | None, digits: int = 3) -> str:
+    return "unknown" if value is None else f"{value:.{digits}g}"
 
 
 def write_check(document: Document, out: Path) -> None:
