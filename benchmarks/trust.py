@@ -53,7 +53,7 @@ def field() -> Iterator[GradientSettings]:
         for method in ("neumann", "rbp"):
             yield GradientSettings(method, trunc, Averaging("resampled", EPOCH, 2))
         for method in ("neumann", "rbp", "anderson", "gmres", "cg", "lsqr"):
-            yield GradientSettings(method, trunc, Averaging("mean", EPOCH))
+            yield GradientSettings(method, trunc, Averaging("mean", FEW))
             yield GradientSettings(method, trunc, Averaging("frozen", FEW))
         for end_points in (1, EPOCH):
             yield GradientSettings("tbptt", trunc, Averaging(minibatches=end_points))

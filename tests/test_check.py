@@ -148,6 +148,18 @@ def test_a_fault_is_one_line(words, fault):
     assert_refused(run("check", *words), 2, fault)
 
 
+def test_a_gradient_that_overflows_is_not_trusted():
+    done = run("check", "tiny.yaml", "--set", "inner.learning_rate=1e30", "--json", "-q")
+    assert done.exit_code == 5, done.output
+    assert json.loads(done.stdout)["verdict"] == "non-finite"
+
+
+def test_a_run_that_diverges_has_no_gradient_to_ask_about():
+    done = run("check", "tiny.yaml", "--set", "inner.learning_rate=1e38", "-q", "--out", "found")
+    assert_refused(done, 6, "the run that was to be differentiated is not finite at its end")
+    assert not Path("found").exists()
+
+
 def test_a_page_says_what_it_knows_and_no_more(capsys):
     done = run("check", "tiny.yaml", "--no-exact", "--json", "-q")
     document = json.loads(done.stdout)

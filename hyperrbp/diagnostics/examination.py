@@ -25,6 +25,7 @@ from hyperrbp.diagnostics.spectrum import Spectrum, spectrum
 from hyperrbp.diagnostics.steady_state import SteadyState, steady_state
 from hyperrbp.diagnostics.verdict import Evidence, Verdict, judge
 from hyperrbp.dynamics import Jacobian, Problem
+from hyperrbp.errors import DivergedError
 from hyperrbp.gradients import chosen_method
 from hyperrbp.gradients.implicit import ImplicitMethod
 from hyperrbp.gradients.method import Gradient, Status
@@ -49,17 +50,6 @@ class Scope:
     """Take the exact gradient and its differences in float64 too, where the problem can."""
     meta_learning_rate: float | None = 0.05
     """Of the step whose smoothness is measured; None: it is not."""
-
-
-CHEAP = Scope(
-    exact=False,
-    horizon=False,
-    spectrum=False,
-    differences=0,
-    double=False,
-    meta_learning_rate=None,
-)
-"""What costs no run, and but the products of one more gradient."""
 
 
 @dataclass(frozen=True)
@@ -187,11 +177,14 @@ def examine(
 
     Raises:
         UsageError: for a method that does not fit the problem.
+        DivergedError: if the run itself is not finite: then there is no gradient to ask about.
     """
     settings, scope = settings or GradientSettings(), scope or Scope()
     part = _Parts(audience or Audience(), settings, scope)
     with part("the run"):
         at = at or LastState.of_run(problem, theta)
+    if not (at.h.isfinite().all() and at.loss.isfinite()):
+        raise DivergedError("the run that was to be differentiated is not finite at its end")
     part.expect(problem.steps)
     with part("the gradient in question"):
         found = at.gradient(_with_samples(settings), seed=seed)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigs, eigsh
+from scipy.sparse.linalg import ArpackError, LinearOperator, eigs, eigsh
 from torch import Tensor
 
 from hyperrbp.dynamics import Jacobian
@@ -113,13 +113,15 @@ def spectrum(
     def largest_singular_value(there: Callable[[Vector], Vector]) -> float | None:
         """From the largest eigenvalue of the symmetric operator ``there``."""
         if n <= _DENSE:
-            return float(np.sqrt(max(0.0, np.linalg.eigvalsh(_dense(there, n)).max())))
-        try:
-            return float(
-                np.sqrt(max(0.0, eigsh(_operator(there, n), k=1, which="LA", **common)[0]))
-            )
-        except ArpackNoConvergence:
-            return None
+            dense = _dense(there, n)
+            values = np.linalg.eigvalsh(dense) if np.isfinite(dense).all() else [np.nan]
+        else:
+            try:
+                values = eigsh(_operator(there, n), k=1, which="LA", **common)
+            except ArpackError:  # no convergence, or products that are not finite
+                return None
+        largest = float(np.sqrt(max(0.0, max(values))))
+        return largest if np.isfinite(largest) else None
 
     def gram(u: Vector) -> Vector:
         return forward(transposed(u))
@@ -128,18 +130,20 @@ def spectrum(
         moved = u - transposed(u)
         return moved - forward(moved)
 
+    found = np.zeros(0, dtype=complex)
     if n <= _DENSE:
-        found = np.linalg.eigvals(_dense(transposed, n))
+        dense = _dense(transposed, n)
+        if np.isfinite(dense).all():
+            found = np.linalg.eigvals(dense)
     else:
-        found = np.zeros(0, dtype=complex)
         # Many eigenvalues may lie close together; one alone, less precisely, is easier.
         for k, slack in ((wanted, 1), (1, 10)):
             if len(found):
                 break
             try:
                 found = eigs(_operator(transposed, n), k=k, **common | {"tol": slack * tolerance})
-            except ArpackNoConvergence as error:
-                found = error.eigenvalues
+            except ArpackError as error:
+                found = getattr(error, "eigenvalues", found)
     values = sorted((complex(value) for value in found), key=abs, reverse=True)
     norm, largest = largest_singular_value(gram), largest_singular_value(shifted_gram)
     steps = min(krylov_dimension, n)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -57,7 +58,7 @@ class ConjugateGradient(ImplicitMethod):
             curvature = float(q.square().sum()) + self.damping * float(p.square().sum())
             products += 1
             if not curvature > 0:
-                status = Status.BREAKDOWN
+                status = Status.NON_FINITE if math.isnan(curvature) else Status.BREAKDOWN
                 break
             length = square / curvature
             z.add_(p, alpha=length)
