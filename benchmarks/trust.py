@@ -118,7 +118,7 @@ def choice(at: LastState, exact: Sequence[float]) -> dict:
     truth = at.theta.new_tensor(exact)
     asked = GradientSettings("neumann", 50, Averaging("resampled", EPOCH, 2))
     reference = exact_candidate(at, truth, math.nan)
-    found = choose(evaluate(at, methods_at(asked), truth), reference)
+    found = choose(evaluate(at, methods_at(asked, at.problem.steps), truth, math.nan), reference)
     return {"label": found.chosen.label, "why": found.why}
 
 

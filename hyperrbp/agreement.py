@@ -32,10 +32,12 @@ def agreement(found: Sequence[float], exact: Sequence[float]) -> Agreement:
         # Scaled first, so that no product overflows or vanishes.
         cosine = math.fsum((a / length) * (b / truth) for a, b in zip(found, exact, strict=True))
     same = sum(_sign(a) == _sign(b) for a, b in zip(found, exact, strict=True))
-    steepest = math.fsum(map(abs, exact))
     kept = None
-    if finite and steepest > 0:
-        kept = math.fsum(b * _sign(a) for a, b in zip(found, exact, strict=True)) / steepest
+    if finite and truth > 0:
+        # By a power of two, which rounds nothing.
+        scaled = [math.ldexp(b, -math.frexp(truth)[1]) for b in exact]
+        decrease = math.fsum(b * _sign(a) for a, b in zip(found, scaled, strict=True))
+        kept = decrease / math.fsum(map(abs, scaled))
     ratio = length / truth if finite and truth > 0 else math.inf
     return Agreement(
         cosine=cosine,

@@ -41,11 +41,14 @@ class Auto:
         )
 
     def _choose(self, state: MetaState, problem: Problem) -> None:
+        started = time.perf_counter()
         at = LastState.of_run(problem, state.theta)
-        clock = time.perf_counter()
+        ran = time.perf_counter()
         exact = at.exact_gradient()
-        reference = exact_candidate(at, exact, time.perf_counter() - clock)
-        field = evaluate(at, methods_at(self._template), exact, self._seed)
+        reference = exact_candidate(at, exact, time.perf_counter() - ran)
+        field = evaluate(
+            at, methods_at(self._template, problem.steps), exact, ran - started, self._seed
+        )
         choice = choose(field, reference)
         settings = choice.chosen.settings
         if choice.chosen is reference:

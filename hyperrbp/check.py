@@ -11,6 +11,7 @@ from hyperrbp import checkpoint
 from hyperrbp.audience import Audience
 from hyperrbp.candidates import choose, described, evaluate, exact_candidate, label, truncations_at
 from hyperrbp.diagnostics.examination import Examination, Scope, examine
+from hyperrbp.diagnostics.last_state import LastState
 from hyperrbp.diagnostics.verdict import Verdict
 from hyperrbp.experiment import Experiment
 from hyperrbp.recipe import Recipe
@@ -67,11 +68,17 @@ def _recommended(found: Examination, recipe: Recipe, audience: Audience) -> dict
     if found.exact is None:
         return {"candidates": [], "recommendation": {"label": None, "why": found.verdict.advice}}
     audience.begins("other methods")
-    clock = time.perf_counter()
+    started = time.perf_counter()
+    LastState.of_run(found.at.problem, found.at.theta)
+    ran = time.perf_counter()
     found.at.exact_gradient()
-    exact = exact_candidate(found.at, found.exact, time.perf_counter() - clock)
+    exact = exact_candidate(found.at, found.exact, time.perf_counter() - ran)
     field = evaluate(
-        found.at, truncations_at(found.settings, recipe.inner.steps), found.exact, recipe.seed
+        found.at,
+        truncations_at(found.settings, recipe.inner.steps),
+        found.exact,
+        ran - started,
+        recipe.seed,
     )
     choice = choose(field, exact)
     return {

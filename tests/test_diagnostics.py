@@ -16,10 +16,10 @@ from torch import Tensor
 
 from hyperrbp import Averaging, hypergradient
 from hyperrbp.agreement import Agreement, agreement
-from hyperrbp.candidates import CHEAPER, PRODUCT, Candidate, choose, evaluate, exact_candidate
+from hyperrbp.candidates import PRODUCT, Candidate, choose, evaluate, exact_candidate
 from hyperrbp.checkpoint import finite
 from hyperrbp.descent import GradientSettings
-from hyperrbp.diagnostics.examination import CHEAP, Scope, examine
+from hyperrbp.diagnostics.examination import Scope, examine
 from hyperrbp.diagnostics.finite_differences import finite_differences
 from hyperrbp.diagnostics.horizon import Horizon, horizon
 from hyperrbp.diagnostics.last_state import LastState
@@ -30,6 +30,7 @@ from hyperrbp.diagnostics.smoothness import smoothness
 from hyperrbp.diagnostics.spectrum import spectrum
 from hyperrbp.diagnostics.steady_state import steady_state
 from hyperrbp.diagnostics.verdict import KEPT, TOLD_APART, Evidence, Verdict, judge
+from hyperrbp.errors import DivergedError
 from hyperrbp.gradients.method import Gradient, Status
 from hyperrbp.gradients.neumann import Neumann
 
@@ -226,6 +227,17 @@ def test_the_spectrum_of_a_multiple_of_the_identity_or_on_a_null_space(scale, n)
     assert found.krylov_condition == pytest.approx(1 if solvable else math.inf)
 
 
+@pytest.mark.parametrize("n", [SMALL, LARGE])
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("entry", [math.inf, math.nan])
+def test_the_spectrum_of_a_jacobian_that_overflowed_is_unknown(entry, n):
+    A = known("symmetric", 0.5, n)[0].clone()
+    A[0, 0] = entry
+    found = spectrum(dense(A), normal(n, seed=5), 8)
+    assert found.radius is found.norm is found.largest_singular_value is found.bound is None
+    assert not found.singular
+
+
 # --- the series and the solve ---------------------------------------------------------------------
 
 
@@ -276,6 +288,15 @@ def test_a_series_is_cut_at_its_smallest_term_only_if_it_grows(largest, start, s
     assert (over.status, over.z.tolist()) == (Status.GROWING, g.tolist())
 
 
+@pytest.mark.parametrize("K", [5, 16, 80])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_series_that_does_not_grow_is_not_cut(kind, K):
+    A, g = known(kind, 0.5, 12)[0], normal(12, seed=5)
+    cut, plain = (Neumann(cut_growing=c).solve(dense(A), g, K, None) for c in (True, False))
+    assert torch.equal(cut.z, plain.z)
+    assert cut.status is plain.status is (Status.CONVERGED if K == 80 else Status.TRUNCATED)
+
+
 def solved(problem: System, z: Tensor, all_zero: bool = False):
     at = LastState.of_run(problem, torch.zeros(problem.B.shape[1], dtype=f64))
     return linear_solve(at.jacobian(1), at.g, z, at.sensitivity, all_zero)
@@ -310,10 +331,10 @@ def test_a_solve_has_converged_only_if_both_residuals_are_small():
 
 
 def test_the_distance_from_a_steady_state():
-    problem, theta = system("skewed", 0.5, 7, factors=(0.4, 1.0, 0.7))  # the last x is 0.4
+    problem, theta = system("skewed", 0.5, 8, factors=(0.4, 1.0, 0.7))  # the last x is 1
     at = LastState.of_run(problem, theta)
     found = steady_state(at)
-    for residual, x in ((found.residual, 0.7), (found.minibatch_residual, 0.4)):
+    for residual, x in ((found.residual, 0.7), (found.minibatch_residual, 1.0)):
         gap = x * problem.A @ at.h + problem.B @ theta + problem.c - at.h
         assert residual == pytest.approx(float(gap.norm() / at.h.norm()), rel=1e-12)
     assert found.norms == {"state": float(at.h.norm())}
@@ -446,11 +467,13 @@ def test_the_loss_along_a_step():
         ([1.0, 1.0], [math.nan, 1.0], None),
         ([math.inf, 1.0], [1.0, 1.0], None),
         ([1.0, 1.0], [1.0, -math.inf], None),
+        ([1.0, -1.0], [1.5e308, 0.5e308], 0.5),
         ([1.0, 1.0], [1.7e308, 1.7e308], None),
     ],
 )
 def test_the_share_of_the_steepest_decrease_that_is_kept(found, exact, descent):
-    assert agreement(found, exact).descent == descent
+    kept = agreement(found, exact).descent
+    assert kept is descent or kept == pytest.approx(descent, rel=1e-12)
 
 
 # --- the verdict ----------------------------------------------------------------------------------
@@ -505,6 +528,7 @@ def test_every_verdict_has_words_and_says_whether_to_follow():
 
 WITH = Scope(meta_learning_rate=None, differences=0, double=False)
 WITHOUT = replace(WITH, exact=False)
+CHEAP = replace(WITHOUT, horizon=False, spectrum=False)
 
 
 def plain_json(found) -> dict:
@@ -612,21 +636,23 @@ def test_a_zero_gradient_does_not_ask_for_a_smaller_step():
     assert only.endswith("rate of w0, rate of w1, goal of w0, goal of w1")
 
 
-def test_a_state_that_has_grown_does_not_hide_what_is_felt():
-    problem, theta = system("symmetric", 1.5, 90)
+@pytest.mark.parametrize(
+    ("steps", "verdict"), [(50, Verdict.AGREES), (90, Verdict.STRUCTURALLY_ZERO)]
+)
+def test_a_state_hides_what_is_felt_only_once_it_has_outgrown_its_rounding(steps, verdict):
+    problem, theta = system("symmetric", 1.5, steps)
     found = examine(problem, theta, GradientSettings("neumann", 9), WITH)
     assert found.agreement.cosine > 0.99
-    assert found.verdict is Verdict.AGREES
+    assert found.verdict is verdict
 
 
 @pytest.mark.parametrize("scope", [WITH, CHEAP])
-@pytest.mark.parametrize(("bends", "n"), [(False, 12), (True, 12), (True, 30)])
-def test_a_run_that_overflows_is_not_finite(bends, n, scope):
-    problem, theta = halving(40, n=n)
-    problem.A = 1e10 * problem.A
-    if bends:
-        problem.step = lambda h, theta, x: System.step(problem, h**3, theta, x)
-    found = examine(problem, theta, GradientSettings("neumann", 9), scope)
+def test_a_run_that_overflows_has_no_gradient_and_a_gradient_that_does_is_not_finite(scope):
+    problem, theta = halving(40, flat=True)
+    problem.A = 1e20 * problem.A
+    with pytest.raises(DivergedError, match="not finite at its end"):
+        examine(problem, theta, GradientSettings("neumann", 9), scope)
+    found = examine(replace(problem, steps=1), theta, GradientSettings("neumann", 20), scope)
     assert plain_json(found)["verdict"] == "non-finite"
 
 
@@ -666,9 +692,12 @@ def candidate(work: int, verdict: str = "agrees", descent: float = 1.0, cosine: 
 @pytest.mark.parametrize(
     ("field", "best", "why"),
     [
-        ([candidate(400), candidate(300, descent=0.9), candidate(250, descent=0.6)], 1, "90%"),
-        ([candidate(400), candidate(400, descent=0.99, cosine=0.5)], 0, "2.5× cheaper"),
-        ([candidate(10, "disagrees"), candidate(500)], 1, "2.0× cheaper"),
+        ([candidate(400, descent=0.6), candidate(300, descent=0.9)], 1, "90%"),
+        ([candidate(400), candidate(300, descent=0.9), candidate(260)], 2, "3.8× cheaper"),
+        ([candidate(400), candidate(300, descent=0.9), candidate(270)], 0, "2.5× cheaper"),
+        ([candidate(400), candidate(200, descent=0.99, cosine=0.6)], 0, "2.5× cheaper"),
+        ([candidate(10, "disagrees"), candidate(500, descent=0.5), candidate(500)], 2, "2.0×"),
+        ([candidate(501), candidate(500), candidate(490)], 2, "2.0× cheaper"),
         ([candidate(10, "undecided"), candidate(501)], None, "only 2.0×"),
         ([candidate(800), candidate(625)], None, "only 1.6×"),
         ([candidate(10, "growing")], None, "no other can be trusted"),
@@ -678,7 +707,6 @@ def candidate(work: int, verdict: str = "agrees", descent: float = 1.0, cosine: 
 def test_the_best_of_the_trusted_that_are_much_cheaper(field, best, why):
     exact = candidate(1000, "exact")
     choice = choose(field, exact)
-    assert CHEAPER == 2
     assert choice.chosen is (exact if best is None else field[best])
     assert why in choice.why
 
@@ -694,7 +722,7 @@ def test_what_does_not_fit_the_run_is_left_out_of_the_field():
         GradientSettings("neumann", 5, Averaging(minibatches=31)),
         GradientSettings("tbptt", 30),
     ]
-    first, second = evaluate(at, field, exact)
+    first, second = evaluate(at, field, exact, run_seconds=0.5)
     assert (first.settings, first.verdict) == (field[1], Verdict.AGREES)
     assert (second.settings, second.verdict) == (field[4], Verdict.EXACT)
     found = hypergradient(problem, theta, "neumann", trunc=5).gradient

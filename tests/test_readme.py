@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from hyperrbp.cookbook import names
+from hyperrbp.diagnostics.verdict import Verdict
 from hyperrbp.errors import EXIT_CODES
 from hyperrbp.gradients import METHODS
 from hyperrbp.penalties import PENALTIES
@@ -45,6 +46,16 @@ def test_its_exit_codes_are_those_of_the_code():
     assert {int(code): meaning for code, meaning in rows if int(code) in EXIT_CODES} == EXIT_CODES
 
 
+def test_its_verdicts_are_those_of_the_code():
+    page = README.split("## When to trust")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| ([a-z -]+) \| (yes|no|only [a-z ]+) \| (.+?) \|$", page, re.MULTILINE)
+    words = {True: "yes", False: "no", None: "only a comparison can tell"}
+    assert rows == [
+        (str(v), words[None if v.usable and not v.trusted else v.trusted], v.sentence)
+        for v in Verdict
+    ]
+
+
 def test_its_methods_and_recipes_exist():
     named = set(re.findall(r"^\| `(\w+)` \|", README, flags=re.MULTILINE))
     assert named - set(PENALTIES) == set(METHODS)
@@ -63,7 +74,17 @@ def test_its_two_commands_are_shell(purpose):
     assert command.startswith("python3 -m venv")
 
 
-@pytest.mark.parametrize("result", ["speed.md", "compare-mnist.md", "reproduction.md", "memory.md"])
+@pytest.mark.parametrize(
+    "result",
+    [
+        "speed.md",
+        "compare-mnist.md",
+        "reproduction.md",
+        "memory.md",
+        "solvers.md",
+        "trust.md",
+    ],
+)
 def test_measured_tables_are_those_of_the_benchmarks(result):
     text = (ROOT / "benchmarks" / "results" / result).read_text().strip()
     assert len(text.splitlines()) > 9

@@ -332,7 +332,7 @@ def _findings(x: Examination) -> Iterator[str]:
             f"the terms of the series grow, ×{x.series.growth_rate:.5g} a product; the smallest is"
             f" term {x.series.smallest_term}"
         )
-    if x.smoothness is not None and not x.smoothness.falls:
+    if x.smoothness is not None and x.found.gradient.any() and not x.smoothness.falls:
         yield "the loss does not fall along the step that Adam would take: a smaller meta step"
     if x.horizon is not None and x.horizon.bias >= BIASED:
         yield (

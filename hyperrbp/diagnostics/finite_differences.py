@@ -41,7 +41,8 @@ def finite_differences(
         measured.append((above - below) / (2 * step))
         predicted.append(float(gradient @ d))
     scale = max(map(abs, [*measured, *predicted]), default=0.0) or 1.0
-    error = max(abs(m - p) for m, p in zip(measured, predicted, strict=True)) / scale
+    gaps = torch.tensor([m - p for m, p in zip(measured, predicted, strict=True)])
+    error = float(gaps.abs().max()) / scale  # a NaN stays one
     return FiniteDifferences(str(theta.dtype).removeprefix("torch."), measured, predicted, error)
 
 

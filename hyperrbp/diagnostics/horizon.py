@@ -36,7 +36,10 @@ class Horizon:
 
 
 def horizon(at: LastState, settings: GradientSettings, seed: int = 0) -> Horizon | None:
-    """Differentiate with K, 2 K and 4 K; None for a method that has no use for K."""
+    """Differentiate with K, 2 K and 4 K.
+
+    None for a method that has no use for K, or a run that is too short for it.
+    """
     method = chosen_method(settings.method, settings.options)
     if not method.uses_trunc:
         return None
@@ -45,9 +48,15 @@ def horizon(at: LastState, settings: GradientSettings, seed: int = 0) -> Horizon
         for trunc in (settings.trunc, 2 * settings.trunc, 4 * settings.trunc)
         if method.steps_needed(trunc, settings.averaging) <= at.problem.steps
     ]
+    if not truncs:
+        return None
     found = [at.gradient(replace(settings, trunc=K), seed=seed).gradient.tolist() for K in truncs]
     flipped = [
-        [i for i, (a, b) in enumerate(zip(longer, found[0], strict=True)) if a * b < 0]
+        [
+            i
+            for i, (a, b) in enumerate(zip(longer, found[0], strict=True))
+            if (a < 0 < b) or (b < 0 < a)
+        ]
         for longer in found
     ]
     whole = sum(map(abs, found[-1]))

@@ -37,8 +37,8 @@ class Spectrum:
     krylov_smallest: float
     """The smallest singular value of I − J on the space below."""
     krylov_condition: float
-    """The condition number of I − J on the Krylov space that ∂L/∂h generates with
-    (I − Jᵀ)(I − J), which is where CG and LSQR work; infinite if it is singular there."""
+    """The condition number of I − Jᵀ on the Krylov space that (I − J) ∂L/∂h generates with
+    (I − J)(I − Jᵀ), which is where CG and LSQR work; infinite if ∂L/∂h has no part there."""
     krylov_dimension: int
     trunc: int
     """K, of the bound."""
@@ -52,7 +52,7 @@ class Spectrum:
 
     @property
     def singular(self) -> bool:
-        """Whether an eigenvalue of J was found at 1."""
+        """Whether one of the eigenvalues that were found is 1; another may still be."""
         return any(abs(1 - value) <= SINGULAR for value in self.eigenvalues)
 
     @property
@@ -120,7 +120,7 @@ def spectrum(
                 values = eigsh(_operator(there, n), k=1, which="LA", **common)
             except ArpackError:  # no convergence, or products that are not finite
                 return None
-        largest = float(np.sqrt(max(0.0, max(values))))
+        largest = float(np.sqrt(max(max(values), 0.0)))  # a NaN stays one
         return largest if np.isfinite(largest) else None
 
     def gram(u: Vector) -> Vector:
@@ -216,7 +216,7 @@ def _on_krylov_space(
         if right:
             v = v - bidiagonal[k, k - 1] * right[-1]
         alpha, v = _orthonormal(v, right)
-        if not floor * np.abs(bidiagonal).max(initial=floor) < alpha < np.inf:
+        if not floor * np.abs(bidiagonal).max(initial=1.0) < alpha < np.inf:
             break
         right.append(v)
         bidiagonal[k, k] = alpha

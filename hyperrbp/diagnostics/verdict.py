@@ -114,7 +114,8 @@ def judge(known: Evidence) -> Verdict:
     """
     if known.status is Status.NON_FINITE or not all(map(math.isfinite, known.gradient)):
         return Verdict.NON_FINITE
-    if all(known.structurally_zero):
+    exact = known.status is Status.EXACT and any(known.gradient)
+    if all(known.structurally_zero) and not exact:
         return Verdict.STRUCTURALLY_ZERO
     if known.status is Status.EXACT:
         return Verdict.EXACT

@@ -58,7 +58,7 @@ class Plain:
             f"meta step {record['meta_step']}/{self._last}",
             f"loss {record['meta_loss']:.6g} (best {self._best:.6g})",
             f"learning rate {_range(record['hyperparameters']['learning_rate'])}",
-            *([gradient_line(record).plain] if "status" in record else []),
+            *([f"gradient {gradient_line(record)}"] if "status" in record else []),
             f"{self._spent[-1]:.2f} s"
             f" ({', '.join(f'{name} {value:.2f}' for name, value in seconds.items())})",
             f"peak {human_bytes(peak_bytes(record))}",
@@ -162,7 +162,7 @@ def gradient_line(record: Record) -> Text:
     """What the gradient of a meta step is worth, in one line, coloured by its verdict."""
     verdict = Verdict(record["verdict"])
     colour = "green" if verdict.trusted else "yellow" if verdict.usable else "red"
-    line = Text(f"gradient {verdict}", style=colour)
+    line = Text(str(verdict), style=colour)
     known = record["diagnostics"]
     parts = [
         "" if record["status"] == verdict else record["status"],
