@@ -1,6 +1,9 @@
-"""Draw what `hyperrbp tune digits` shows in a terminal, as the SVG of the README.
+"""Draw what `hyperrbp tune digits` and `hyperrbp check digits` show, for the README.
 
-python benchmarks/terminal_picture.py benchmarks/figures/tune-digits.svg
+python benchmarks/terminal_picture.py tune benchmarks/figures/tune-digits.svg
+python benchmarks/terminal_picture.py check benchmarks/figures/check-digits.svg
+
+Beside the second, the figure that `check` writes.
 """
 
 from __future__ import annotations
@@ -14,8 +17,10 @@ from pathlib import Path
 from rich.console import Console
 
 from hyperrbp import tune_recipe
+from hyperrbp.check import check_recipe
 from hyperrbp.cookbook import find
 from hyperrbp.recipe import read
+from hyperrbp.report.check import draw_check, page
 from hyperrbp.report.console import Dashboard, answer, state_table
 
 
@@ -30,15 +35,29 @@ class Halfway(Dashboard):
             self._console.print()
 
 
-def main() -> None:
-    console = Console(record=True, width=88, file=io.StringIO(), force_terminal=False)
-    console.print("$ hyperrbp tune digits", highlight=False)
-    target = Path(sys.argv[1]).resolve()
+def tuned(console: Console) -> None:
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         run = Path("runs/digits-20261122T090000Z")
         result = tune_recipe(read(find("digits")), run, observers=[Halfway(console)])
         console.print(answer(result))
+
+
+def checked(console: Console, figure: Path) -> None:
+    document = check_recipe(read(find("digits")))
+    console.print(page(document), highlight=False)
+    draw_check(document, figure)
+
+
+def main() -> None:
+    what, target = sys.argv[1], Path(sys.argv[2]).resolve()
+    width = 88 if what == "tune" else 100
+    console = Console(record=True, width=width, file=io.StringIO(), force_terminal=False)
+    console.print(f"$ hyperrbp {what} digits", highlight=False)
     target.parent.mkdir(parents=True, exist_ok=True)
+    if what == "tune":
+        tuned(console)
+    else:
+        checked(console, target.with_suffix(".png"))
     console.save_svg(str(target), title="hyperrbp")
 
 

@@ -144,7 +144,7 @@ def _spectrum(found: Document) -> Iterator[str]:
 
 def _horizon(found: Document) -> str:
     against = ", ".join(
-        f"K = {trunc}: cosine {_number(cosine)}, {len(flips)} signs differ"
+        f"K = {trunc}: cosine {_number(cosine)}, {len(flips)} sign{'s differ' if len(flips) != 1 else ' differs'}"
         for trunc, cosine, flips in zip(
             found["truncs"][1:], found["cosines"][1:], found["flipped"][1:], strict=True
         )
@@ -185,7 +185,7 @@ def _components(document: Document) -> Table:
     table.add_column("hyperparameter", no_wrap=True)
     table.add_column("gradient" if noise is None else "gradient ± error", justify="right")
     if horizon is not None:
-        table.add_column("K = " + ", ".join(map(str, horizon["truncs"])))
+        table.add_column("signs, K = " + ", ".join(map(str, horizon["truncs"])))
     if exact is not None:
         table.add_column("exact", justify="right")
     for kind, of in document["gradient"].items():
