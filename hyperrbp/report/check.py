@@ -143,13 +143,14 @@ def _spectrum(found: Document) -> Iterator[str]:
 
 
 def _horizon(found: Document) -> str:
-    against = ", ".join(
-        f"K = {trunc}: cosine {_number(cosine)}, {len(flips)} sign{'s differ' if len(flips) != 1 else ' differs'}"
-        for trunc, cosine, flips in zip(
-            found["truncs"][1:], found["cosines"][1:], found["flipped"][1:], strict=True
+    longer = list(zip(found["truncs"], found["cosines"], found["flipped"], strict=True))[1:]
+    return (
+        ", ".join(
+            f"K = {trunc}: cosine {_number(cosine)}, signs that differ: {len(flips)}"
+            for trunc, cosine, flips in longer
         )
+        or "the run is too short for a longer truncation"
     )
-    return against or "the run is too short for a longer truncation"
 
 
 def _exact(document: Document) -> Iterator[str]:
