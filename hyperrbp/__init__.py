@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from hyperrbp.descent import GradientSettings as GradientSettings
     from hyperrbp.descent import MetaSettings as MetaSettings
     from hyperrbp.descent import descend as descend
+    from hyperrbp.diagnostics.examination import Examination as Examination
+    from hyperrbp.diagnostics.examination import Scope as Scope
+    from hyperrbp.diagnostics.examination import examine as examine
+    from hyperrbp.diagnostics.verdict import Verdict as Verdict
     from hyperrbp.dynamics import Problem as Problem
     from hyperrbp.errors import HyperrbpError as HyperrbpError
     from hyperrbp.experiment import Experiment as Experiment
@@ -36,6 +40,7 @@ _HOMES = {
     "Averaging": "hyperrbp.gradients",
     "Batch": "hyperrbp.problems.batches",
     "Diagnosis": "hyperrbp.implicit_layer",
+    "Examination": "hyperrbp.diagnostics.examination",
     "Experiment": "hyperrbp.experiment",
     "FixedPoint": "hyperrbp.problems.fixed_point",
     "GradientSettings": "hyperrbp.descent",
@@ -46,9 +51,12 @@ _HOMES = {
     "MetaSettings": "hyperrbp.descent",
     "Problem": "hyperrbp.dynamics",
     "Recipe": "hyperrbp.recipe",
+    "Scope": "hyperrbp.diagnostics.examination",
     "ShuffledBatches": "hyperrbp.problems.batches",
     "TrainingRun": "hyperrbp.problems.training",
+    "Verdict": "hyperrbp.diagnostics.verdict",
     "descend": "hyperrbp.descent",
+    "examine": "hyperrbp.diagnostics.examination",
     "hypergradient": "hyperrbp.gradients",
     "steady_state": "hyperrbp.implicit_layer",
     "train_recipe": "hyperrbp.train",
