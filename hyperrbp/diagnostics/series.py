@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import linear_regression
 
 import torch
 from torch import Tensor
@@ -22,7 +24,7 @@ class Series:
 
     @property
     def growth_rate(self) -> float:
-        """The geometric mean of ‖term k+1‖ / ‖term k‖ over the second half of the terms."""
+        """By how much a term is larger than the one before, over the second half of them."""
         return growth_rate(self.norms)
 
     @property
@@ -32,15 +34,18 @@ class Series:
 
 
 def growth_rate(norms: Sequence[float]) -> float:
-    """The geometric mean of the ratios of successive norms over the second half of them.
+    """By how much successive norms grow, from a line through the logarithms of the second half.
 
-    0 if a term vanished, infinity or NaN if one overflowed.
+    All of the half counts, since the terms of complex pairs swing. 0 if a term vanished, infinity
+    or NaN if the last is.
     """
-    middle = (len(norms) - 1) // 2
-    first, last, steps = norms[middle], norms[-1], len(norms) - 1 - middle
-    if first == 0 or steps == 0:
+    half = norms[(len(norms) - 1) // 2 :]
+    if not math.isfinite(half[-1]):
+        return half[-1]
+    if len(half) < 2 or 0 in half:
         return 0.0
-    return float((last / first) ** (1 / steps))
+    slope = linear_regression(range(len(half)), [math.log(norm) for norm in half]).slope
+    return math.exp(slope)
 
 
 def walk_series(

@@ -152,7 +152,7 @@ def spectrum(
         lambda u: u - transposed(u), lambda v: v - forward(v), g, steps
     )
     return Spectrum(
-        eigenvalues=values[:wanted],
+        eigenvalues=values,
         ritz_values=ritz,
         norm=norm,
         largest_singular_value=largest,
