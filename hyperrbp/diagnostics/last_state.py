@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 from torch import Tensor
@@ -70,8 +70,7 @@ class LastState:
 
     def exact_gradient(self) -> Tensor:
         """Of the whole run, in memory for 2√T states; shape (p,)."""
-        exact = replace(EXACT)
-        return self.gradient(exact).gradient
+        return self.gradient(EXACT).gradient
 
 
 EXACT = GradientSettings(method="bptt", options={"keep": "checkpoints"})
