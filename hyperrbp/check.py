@@ -11,7 +11,6 @@ from hyperrbp import checkpoint
 from hyperrbp.audience import Audience
 from hyperrbp.candidates import choose, described, evaluate, exact_candidate, label, truncations_at
 from hyperrbp.diagnostics.examination import Examination, Scope, examine
-from hyperrbp.diagnostics.last_state import LastState
 from hyperrbp.diagnostics.verdict import Verdict
 from hyperrbp.experiment import Experiment
 from hyperrbp.recipe import Recipe
@@ -68,16 +67,15 @@ def _recommended(found: Examination, recipe: Recipe, audience: Audience) -> dict
     if found.exact is None:
         return {"candidates": [], "recommendation": {"label": None, "why": found.verdict.advice}}
     audience.begins("other methods")
-    started = time.perf_counter()
-    LastState.of_run(found.at.problem, found.at.theta)
-    ran = time.perf_counter()
-    found.at.exact_gradient()
-    exact = exact_candidate(found.at, found.exact, time.perf_counter() - ran)
+    of_itself = found.verdict is Verdict.EXACT
+    took = found.seconds["the gradient in question" if of_itself else "the exact gradient"]
+    ran = found.seconds["the run"]
+    exact = exact_candidate(found.at, found.exact, took)
     field = evaluate(
         found.at,
         truncations_at(found.settings, recipe.inner.steps),
         found.exact,
-        ran - started,
+        ran,
         recipe.seed,
     )
     choice = choose(field, exact)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -74,6 +74,8 @@ class Examination:
     differences: list[FiniteDifferences]
     """Of the exact gradient; float64 last."""
     smoothness: Smoothness | None
+    seconds: Mapping[str, float]
+    """What each part took: ``the run``, ``the exact gradient``, …"""
 
     def findings(self) -> list[str]:
         """What else a reader should know, worst first, each in a sentence."""
@@ -252,6 +254,7 @@ def examine(
         agreement=held,
         differences=differences,
         smoothness=smooth,
+        seconds=part.seconds,
     )
 
 
@@ -260,40 +263,40 @@ class _Parts:
 
     def __init__(self, audience: Audience, settings: GradientSettings, scope: Scope) -> None:
         self._audience, self._settings, self._scope = audience, settings, scope
-        self._seconds: dict[str, float] = {}
-        self._run = 0.0
+        self._expected: dict[str, float] = {}
+        self.seconds: dict[str, float] = {}
 
     @contextmanager
     def __call__(self, what: str) -> Iterator[None]:
         self._audience.begins(what)
         started = time.perf_counter()
         yield
-        self._run = self._run or time.perf_counter() - started
-        self._audience.spent(self._seconds.get(what, 0.0))
+        self.seconds[what] = time.perf_counter() - started
+        self._audience.spent(self._expected.get(what, 0.0))
 
     def expect(self, steps: int) -> None:
         """From the seconds of the run: a product takes about three gradients, float64 twice."""
-        run, scope, K = self._run, self._scope, self._settings.trunc
+        run, scope, K = self.seconds["the run"], self._scope, self._settings.trunc
         product = 3 * run / steps
         of_operator = product * min(self._settings.averaging.minibatches, OPERATOR_MINIBATCHES)
         differences = 2 * scope.differences * run
-        self._seconds = {
+        self._expected = {
             "the gradient in question": NOISE_SERIES * K * product,
             "the series and the solve": 4 * K * of_operator,
         }
         if scope.exact:
-            self._seconds["the exact gradient"] = 5 * run
+            self._expected["the exact gradient"] = 5 * run
         if scope.exact and scope.differences:
-            self._seconds["finite differences"] = differences
+            self._expected["finite differences"] = differences
         if scope.exact and scope.double:
-            self._seconds["the same in float64"] = 2 * (6 * run + differences)
+            self._expected["the same in float64"] = 2 * (6 * run + differences)
         if scope.horizon:
-            self._seconds["longer truncations"] = 7 * 2 * K * product
+            self._expected["longer truncations"] = 7 * 2 * K * product
         if scope.spectrum:
-            self._seconds["the spectrum"] = 420 * of_operator
+            self._expected["the spectrum"] = 420 * of_operator
         if scope.meta_learning_rate is not None:
-            self._seconds["the loss along a step"] = len(FRACTIONS) * run
-        self._audience.expects(sum(self._seconds.values()))
+            self._expected["the loss along a step"] = len(FRACTIONS) * run
+        self._audience.expects(sum(self._expected.values()))
 
 
 def _with_samples(settings: GradientSettings) -> GradientSettings:
