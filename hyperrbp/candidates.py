@@ -19,6 +19,7 @@ from hyperrbp.diagnostics.last_state import EXACT, LastState
 from hyperrbp.diagnostics.verdict import Evidence, Verdict, judge
 from hyperrbp.errors import UsageError
 from hyperrbp.gradients import Averaging, method_class
+from hyperrbp.gradients.implicit import ImplicitMethod
 
 PRODUCT = 3
 """A Jacobian product in gradients of a minibatch: forth and back through the graph of one."""
@@ -88,20 +89,14 @@ def described(settings: GradientSettings) -> dict[str, Any]:
 def label(settings: GradientSettings) -> str:
     """The settings in a few words."""
     of = described(settings)
-    if of["method"] in ("bptt", "forward"):
+    method = method_class(of["method"])
+    if not method.uses_trunc:
         return " ".join([of["method"], *(f"{key}={value}" for key, value in of["options"].items())])
-    averaging, name = settings.averaging, _estimator(settings)
+    averaging, name = settings.averaging, method.estimator(settings.averaging)
     over = f"{name}, M = {averaging.minibatches}"
     count = min(averaging.series, averaging.minibatches)
     series = f", {count} series" if name == "resampled" else ""
     return f"{of['method']}, K = {settings.trunc}, {over}{series}"
-
-
-def _estimator(settings: GradientSettings) -> str:
-    """Its name, 'auto' resolved; empty for a method that has no use for one."""
-    estimators = method_class(described(settings)["method"]).estimators
-    named = settings.averaging.estimator
-    return next(iter(estimators), "") if named == "auto" else named
 
 
 def methods_at(settings: GradientSettings, steps: int) -> list[GradientSettings]:
@@ -170,10 +165,12 @@ def evaluate(
                 agreement=held,
             )
         )
-        if settings.method not in ("bptt", "tbptt", "forward"):
+        method = method_class(described(settings)["method"])
+        if issubclass(method, ImplicitMethod):
             seconds += run_seconds
         # A product with a mean Jacobian is one with each of its minibatches.
-        each = settings.averaging.minibatches if _estimator(settings) == "mean" else 1
+        mean = method.estimator(settings.averaging) == "mean"
+        each = settings.averaging.minibatches if mean else 1
         work = at.problem.steps + PRODUCT * each * gradient.products
         found.append(Candidate(settings, verdict, held, work, seconds))
     return found

@@ -32,6 +32,7 @@ from hyperrbp.errors import (
 )
 
 if TYPE_CHECKING:
+    from hyperrbp.audience import Audience
     from hyperrbp.contender import Contender
     from hyperrbp.recipe import Override, Recipe
     from hyperrbp.schema import AnyRecipe
@@ -551,16 +552,12 @@ def _check(
     as_json: bool,
     quiet: bool,
 ) -> bool:
-    from hyperrbp.audience import Audience
     from hyperrbp.check import check_recipe
     from hyperrbp.report.check import page, write_check
-    from hyperrbp.report.comparison import Bar, Lines
     from hyperrbp.run_folder import default_folder
 
     out = _new_folder(out or default_folder(f"{recipe.name}-check"))
-    audience = Audience()
-    if not quiet:
-        audience = Bar(stderr) if stderr.is_terminal else Lines(stderr)
+    audience = _audience(quiet)
     try:
         document = check_recipe(
             recipe,
@@ -579,6 +576,15 @@ def _check(
     if not quiet:
         _say(f"wrote {out} (check.json, check.png)")
     return bool(document["trusted"])
+
+
+def _audience(quiet: bool) -> Audience:
+    from hyperrbp.audience import Audience
+    from hyperrbp.report.comparison import Bar, Lines
+
+    if quiet:
+        return Audience()
+    return Bar(stderr) if stderr.is_terminal else Lines(stderr)
 
 
 def _new_folder(out: Path) -> Path:
@@ -606,15 +612,12 @@ def _compare(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    from hyperrbp.audience import Audience
     from hyperrbp.compare import compare
-    from hyperrbp.report.comparison import Bar, Lines, tables, write
+    from hyperrbp.report.comparison import tables, write
     from hyperrbp.run_folder import default_folder
 
     out = _new_folder(out or default_folder(f"{recipe.name}-comparison"))
-    audience = Audience()
-    if not quiet:
-        audience = Bar(stderr) if stderr.is_terminal else Lines(stderr)
+    audience = _audience(quiet)
     try:
         document = compare(
             recipe, field, repeats=repeats, data_root=data_root, force=force, audience=audience

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
+
+# A suite in the background is told to ignore Ctrl-C; the commands that it starts would, too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Tensors are small and two workers share the cores; before torch is imported, for subprocesses too.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -165,3 +169,17 @@ def data_root() -> Path:
     if not named:
         pytest.skip("HYPERRBP_DATA names no data root")
     return Path(named)
+
+
+def assert_refused(done, code, *words):
+    """A command ended with this code, these words on stderr, a line each, and nothing on stdout."""
+    assert done.exit_code == code, done.output
+    assert isinstance(done.exception, SystemExit), done.exception
+    assert done.stdout == ""
+    for word in words:
+        assert word in done.stderr
+    assert all(line.startswith("hyperrbp: ") for line in done.stderr.splitlines())
+
+
+def without_measured(record: dict) -> dict:
+    return {key: value for key, value in record.items() if key != "measured"}

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import small_training_run
-from test_cli import TINY, assert_refused, run
+from conftest import assert_refused, small_training_run
+from test_cli import TINY, run
 
 from hyperrbp import checkpoint
 from hyperrbp.auto import EVERY, Auto

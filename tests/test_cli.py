@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from conftest import assert_refused
 from typer.testing import CliRunner
 
 import hyperrbp
@@ -43,15 +44,6 @@ def command(*words, **options):
     return subprocess.run(
         [sys.executable, "-m", "hyperrbp", *map(str, words)], capture_output=True, **options
     )
-
-
-def assert_refused(done, code, *words):
-    assert done.exit_code == code, done.output
-    assert isinstance(done.exception, SystemExit)
-    assert done.stdout == ""
-    for word in words:
-        assert word in done.stderr
-    assert all(line.startswith("hyperrbp: ") for line in done.stderr.splitlines())
 
 
 @pytest.fixture(autouse=True)
@@ -535,13 +527,10 @@ def test_a_dry_run_as_json(elsewhere):
     [(signal.SIGTERM, 143, b"terminated"), (signal.SIGINT, 130, b"interrupted")],
 )
 def test_a_signal_ends_a_run_at_once_and_leaves_a_checkpoint(elsewhere, number, code, word):
-    # A test run in the background may have been told to ignore Ctrl-C; its children would, too.
-    start = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-    start += "from hyperrbp.cli import main; main()"
     words = ["tune", "tiny.yaml", "--out", "here", "--meta-steps", "1000000"]
     records = elsewhere / "here" / "records.jsonl"
     with subprocess.Popen(
-        [sys.executable, "-c", start, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-m", "hyperrbp", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
         deadline = time.monotonic() + 60
         while not (records.exists() and records.read_bytes().count(b"\n") >= 2):

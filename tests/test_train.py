@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import small_graph
+from conftest import small_graph, without_measured
 from torch import Tensor
 
 from hyperrbp import checkpoint
@@ -91,10 +91,6 @@ def surroundings(monkeypatch):
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
-
-
-def without_measured(record: dict) -> dict:
-    return {key: value for key, value in record.items() if key != "measured"}
 
 
 def outcome(folder: Path) -> tuple:

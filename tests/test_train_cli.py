@@ -8,6 +8,7 @@ import time
 import pytest
 import torch
 import yaml
+from conftest import assert_refused
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from typer.testing import CliRunner
 
@@ -44,15 +45,6 @@ meta: {steps: 1}
 def run(*words):
     """The command in this process."""
     return CliRunner().invoke(cli.app, [str(word) for word in words])
-
-
-def assert_refused(done, code, *words):
-    assert done.exit_code == code, done.output
-    assert isinstance(done.exception, SystemExit), done.exception
-    assert done.stdout == ""
-    for word in words:
-        assert word in done.stderr
-    assert all(line.startswith("hyperrbp: ") for line in done.stderr.splitlines())
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Linear, random_linear, small_training_run
+from conftest import Linear, random_linear, small_training_run, without_measured
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from hyperrbp import GradientSettings, MetaSettings, checkpoint, descend, hypergradient, tune_recipe
@@ -47,10 +47,6 @@ def threads():
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
-
-
-def without_measured(record: dict) -> dict:
-    return {key: value for key, value in record.items() if key != "measured"}
 
 
 def outcome(folder: Path) -> tuple:

@@ -77,6 +77,13 @@ class Examination:
     seconds: Mapping[str, float]
     """What each part took: ``the run``, ``the exact gradient``, …"""
 
+    @property
+    def precision(self) -> Agreement | None:
+        """Of the exact gradient with that in float64."""
+        if self.exact is None or self.exact_double is None:
+            return None
+        return agreement(self.exact.tolist(), self.exact_double.tolist())
+
     def findings(self) -> list[str]:
         """What else a reader should know, worst first, each in a sentence."""
         return list(_findings(self))
@@ -125,9 +132,7 @@ class Examination:
             },
             "exact": None if self.exact is None else named(self.exact),
             "agreement": None if self.agreement is None else asdict(self.agreement),
-            "precision": None
-            if self.exact is None or self.exact_double is None
-            else asdict(agreement(self.exact.tolist(), self.exact_double.tolist())),
+            "precision": None if self.precision is None else asdict(self.precision),
             "differences": [asdict(one) for one in self.differences],
             "smoothness": None
             if self.smoothness is None
@@ -352,10 +357,8 @@ def _findings(x: Examination) -> Iterator[str]:
                 f"its length is {ratio:.2g} times the exact one's: Adam does not mind, plain"
                 " gradient descent does"
             )
-    if x.exact is not None and x.exact_double is not None:
-        cosine = agreement(x.exact.tolist(), x.exact_double.tolist()).cosine
-        if cosine is None or cosine < 0.99:
-            yield "float32 is not enough for the exact gradient of this run: dtype: float64"
+    if x.precision is not None and (x.precision.cosine is None or x.precision.cosine < 0.99):
+        yield "float32 is not enough for the exact gradient of this run: dtype: float64"
     if x.differences and x.differences[-1].error > 1e-2:
         yield (
             f"finite differences in {x.differences[-1].dtype} are off the exact gradient by"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hyperrbp.diagnostics.last_state import LastState
 from hyperrbp.dynamics import Problem
 from hyperrbp.randomness import generator
 
@@ -37,15 +38,12 @@ def finite_differences(
     for _ in range(directions):
         d = torch.randn(len(theta), generator=source, dtype=torch.float64).to(theta)
         d /= d.norm()
-        above, below = (_loss(problem, theta + sign * step * d) for sign in (1, -1))
+        above, below = (
+            float(LastState.of_run(problem, theta + sign * step * d).loss) for sign in (1, -1)
+        )
         measured.append((above - below) / (2 * step))
         predicted.append(float(gradient @ d))
     scale = max(map(abs, [*measured, *predicted]), default=0.0) or 1.0
     gaps = torch.tensor([m - p for m, p in zip(measured, predicted, strict=True)])
     error = float(gaps.abs().max()) / scale  # a NaN stays one
     return FiniteDifferences(str(theta.dtype).removeprefix("torch."), measured, predicted, error)
-
-
-def _loss(problem: Problem, theta: Tensor) -> float:
-    h = problem.run(theta, 0, problem.steps, problem.initial_state())
-    return float(problem.loss_and_gradient(h)[0])

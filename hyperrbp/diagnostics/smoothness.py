@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from hyperrbp.diagnostics.last_state import LastState
 from hyperrbp.dynamics import Problem
 
 FRACTIONS = (0.25, 0.5, 1.0, 2.0)
@@ -48,10 +49,9 @@ def smoothness(
 ) -> Smoothness:
     """One run for each of FRACTIONS."""
     step = -learning_rate * gradient.sign()
-    losses = []
-    for fraction in FRACTIONS:
-        h = problem.run(theta + fraction * step, 0, problem.steps, problem.initial_state())
-        losses.append(float(problem.loss_and_gradient(h)[0]))
+    losses = [
+        float(LastState.of_run(problem, theta + fraction * step).loss) for fraction in FRACTIONS
+    ]
     slope = float(gradient @ step)
     return Smoothness(
         list(FRACTIONS), losses, [loss + fraction * slope for fraction in FRACTIONS], loss

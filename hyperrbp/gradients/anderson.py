@@ -41,16 +41,13 @@ class Anderson(ImplicitMethod):
     tolerance: NonNegativeFloat = 1e-12
     """Stop when the relative residual is this small, or nothing but rounding."""
 
-    def solve(
-        self, jacobian: Jacobian, g: Tensor, trunc: int, generator: torch.Generator
+    def _iterate(
+        self, jacobian: Jacobian, g: Tensor, scale: float, trunc: int, generator: torch.Generator
     ) -> Solution:
         """The best iterate of at most ``trunc`` products."""
         import torch
 
-        scale = float(g.norm())
         z = g.new_zeros(g.shape)
-        if scale == 0:
-            return Solution(z, [0.0], Status.CONVERGED, 0)
         epsilon = torch.finfo(g.dtype).eps
         f, residuals = g, [1.0]  # at zero no product is needed
         best, bound, index = z, float("inf"), 0

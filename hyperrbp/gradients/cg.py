@@ -38,14 +38,11 @@ class ConjugateGradient(ImplicitMethod):
     tolerance: NonNegativeFloat = 1e-12
     """Stop when the relative residual, or that of the normal equations, is this small."""
 
-    def solve(
-        self, jacobian: Jacobian, g: Tensor, trunc: int, generator: torch.Generator
+    def _iterate(
+        self, jacobian: Jacobian, g: Tensor, scale: float, trunc: int, generator: torch.Generator
     ) -> Solution:
         """The iterate after at most ``trunc`` steps of two products each."""
-        scale = float(g.norm())
         z = g.new_zeros(g.shape)
-        if scale == 0:
-            return Solution(z, [0.0], Status.CONVERGED, 0)
         r = g.clone()
         s = r - jacobian.forward(r)
         products = 1

@@ -39,16 +39,13 @@ class Gmres(ImplicitMethod):
     tolerance: NonNegativeFloat = 1e-12
     """Stop when the relative residual is this small."""
 
-    def solve(
-        self, jacobian: Jacobian, g: Tensor, trunc: int, generator: torch.Generator
+    def _iterate(
+        self, jacobian: Jacobian, g: Tensor, scale: float, trunc: int, generator: torch.Generator
     ) -> Solution:
         """The iterate after at most ``trunc`` products, and one for the last residual."""
         import torch
 
-        scale = float(g.norm())
         z = g.new_zeros(g.shape)
-        if scale == 0:
-            return Solution(z, [0.0], Status.CONVERGED, 0)
         r, residuals, products = g, [1.0], 0
         status = Status.TRUNCATED
         while status is Status.TRUNCATED and products < trunc:

@@ -23,11 +23,20 @@ class ImplicitMethod(Method):
 
     estimators: ClassVar[tuple[str, ...]] = ("resampled", "frozen", "mean")
 
-    @abstractmethod
     def solve(
         self, jacobian: Jacobian, g: Tensor, trunc: int, generator: torch.Generator
     ) -> Solution:
         """z with (I − Jᵀ) z ≈ g, from at most ``trunc`` steps; ``g`` is left as it is."""
+        scale = float(g.norm())
+        if scale == 0:
+            return Solution(g.clone(), [0.0], Status.CONVERGED, 0)
+        return self._iterate(jacobian, g, scale, trunc, generator)
+
+    @abstractmethod
+    def _iterate(
+        self, jacobian: Jacobian, g: Tensor, scale: float, trunc: int, generator: torch.Generator
+    ) -> Solution:
+        """The solver itself, for a g of norm ``scale`` > 0."""
 
     def run(self, task: Task) -> Run:
         """All updates without a graph: the last state is all that is kept."""
@@ -56,9 +65,7 @@ class ImplicitMethod(Method):
         )
 
     def _estimator(self, averaging: Averaging) -> str:
-        name = averaging.estimator
-        if name == "auto":
-            return self.estimators[0]
+        name = self.estimator(averaging)
         if name not in self.estimators:
             raise UsageError(
                 f"{self.name} cannot take the '{name}' estimator; it takes"

@@ -42,14 +42,11 @@ class Lsqr(ImplicitMethod):
     """Stop when the relative residual, or that of the normal equations, is this small, or the
     latter nothing but rounding."""
 
-    def solve(
-        self, jacobian: Jacobian, g: Tensor, trunc: int, generator: torch.Generator
+    def _iterate(
+        self, jacobian: Jacobian, g: Tensor, scale: float, trunc: int, generator: torch.Generator
     ) -> Solution:
         """The iterate after at most ``trunc`` steps of two products each."""
-        scale = float(g.norm())
         z = g.new_zeros(g.shape)
-        if scale == 0:
-            return Solution(z, [0.0], Status.CONVERGED, 0)
         residuals, products, left, r = [1.0], 0, trunc, g
         while True:
             before = residuals[-1]

@@ -183,6 +183,12 @@ class Method(CheckedOptions, ABC):
     estimators: ClassVar[tuple[str, ...]] = ()
     """The averaging estimators that it takes, the default first; empty: it has no use for one."""
 
+    @classmethod
+    def estimator(cls, averaging: Averaging) -> str:
+        """The one that is meant, ``auto`` being its first; empty if it has no use for one."""
+        named = averaging.estimator
+        return next(iter(cls.estimators), "") if named == "auto" else named
+
     def steps_needed(self, trunc: int, averaging: Averaging) -> int:
         """The shortest run that it can differentiate."""
         return averaging.minibatches if self.estimators else 1

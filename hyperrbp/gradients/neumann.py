@@ -31,13 +31,10 @@ class Neumann(ImplicitMethod):
     cut_growing: bool = False
     """Sum a growing series to its smallest term only, as one does with a divergent one."""
 
-    def solve(
-        self, jacobian: Jacobian, g: Tensor, trunc: int, generator: torch.Generator
+    def _iterate(
+        self, jacobian: Jacobian, g: Tensor, scale: float, trunc: int, generator: torch.Generator
     ) -> Solution:
         """The truncated series, from ``trunc`` products."""
-        scale = float(g.norm())
-        if scale == 0:
-            return Solution(g.clone(), [0.0], Status.CONVERGED, 0)
         term, z = g, g.clone()
         norms = [1.0]
         until_smallest = z.clone() if self.cut_growing else z

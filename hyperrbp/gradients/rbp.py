@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import NonNegativeFloat
 
 from hyperrbp.gradients.implicit import ImplicitMethod, series_status
-from hyperrbp.gradients.method import Solution, Status
+from hyperrbp.gradients.method import Solution
 
 if TYPE_CHECKING:
     import torch
@@ -32,13 +32,10 @@ class Rbp(ImplicitMethod):
     tolerance: NonNegativeFloat = 1e-12
     """ε: stop when ‖z_i − z_{i−1}‖ ≤ ε ‖g‖."""
 
-    def solve(
-        self, jacobian: Jacobian, g: Tensor, trunc: int, generator: torch.Generator
+    def _iterate(
+        self, jacobian: Jacobian, g: Tensor, scale: float, trunc: int, generator: torch.Generator
     ) -> Solution:
         """The iterate after at most ``trunc`` products."""
-        scale = float(g.norm())
-        if scale == 0:
-            return Solution(g.clone(), [0.0], Status.CONVERGED, 0)
         z = self._first_guess(g, generator)
         changes: list[float] = []
         for _ in range(trunc):

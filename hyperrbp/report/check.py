@@ -15,7 +15,7 @@ from rich.text import Text
 
 from hyperrbp.checkpoint import write_atomically
 from hyperrbp.errors import StorageError
-from hyperrbp.report.console import duration
+from hyperrbp.report.console import duration, number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -73,15 +73,15 @@ def _sections(document: Document) -> Iterator[tuple[str, list[str]]]:
             "linear solve",
             [
                 f"{solve['outcome']}: {solve['sentence']}",
-                f"‖(I−Jᵀ)z − g‖/‖g‖ {_number(solve['residual'])}; as the gradient feels it"
-                f" {_number(solve['objective_residual'])}",
+                f"‖(I−Jᵀ)z − g‖/‖g‖ {number(solve['residual'])}; as the gradient feels it"
+                f" {number(solve['objective_residual'])}",
             ],
         )
     if document["spectrum"] is not None:
         yield "spectrum", list(_spectrum(document["spectrum"]))
     if document["noise"] is not None:
         noise = document["noise"]
-        count = len(noise["standard_error"]) and sum(map(len, noise["standard_error"].values()))
+        count = sum(map(len, noise["standard_error"].values()))
         yield (
             "minibatch noise",
             [
@@ -98,10 +98,10 @@ def _sections(document: Document) -> Iterator[tuple[str, list[str]]]:
 
 
 def _steady_state(found: Document) -> Iterator[str]:
-    norms = ", ".join(f"‖{name}‖ {_number(value)}" for name, value in found["norms"].items())
+    norms = ", ".join(f"‖{name}‖ {number(value)}" for name, value in found["norms"].items())
     yield (
-        f"‖h−F(h)‖/‖h‖ {_number(found['residual'])} over all inputs,"
-        f" {_number(found['minibatch_residual'])} on the last; {norms}"
+        f"‖h−F(h)‖/‖h‖ {number(found['residual'])} over all inputs,"
+        f" {number(found['minibatch_residual'])} on the last; {norms}"
     )
     same: dict[str, list[str]] = {}
     for kind, meaning in found["meaning"].items():
@@ -116,22 +116,22 @@ def _series(document: Document) -> Iterator[str]:
     last = len(found["norms"]) - 1
     word = "grow" if rate is None or rate > 1 else "fall"
     yield (
-        f"terms {word} by ×{_number(rate, 5)} a product; term {last} is"
-        f" {_number(found['last_share'])} of the sum, the smallest is term"
+        f"terms {word} by ×{number(rate, 5)} a product; term {last} is"
+        f" {number(found['last_share'])} of the sum, the smallest is term"
         f" {found['smallest_term']}"
     )
 
 
 def _spectrum(found: Document) -> Iterator[str]:
     yield (
-        f"spectral radius of J {_number(found['radius'])}, ‖J‖ {_number(found['norm'])}; singular"
-        f" values of I − J up to {_number(found['largest_singular_value'])}"
+        f"spectral radius of J {number(found['radius'])}, ‖J‖ {number(found['norm'])}; singular"
+        f" values of I − J up to {number(found['largest_singular_value'])}"
     )
     yield (
         f"on the Krylov space of the loss gradient (dimension {found['krylov_dimension']}):"
-        f" smallest {_number(found['krylov_smallest'])},"
-        f" condition {_number(found['krylov_condition'])},"
-        f" for CG its square {_number(found['cg_condition'])}"
+        f" smallest {number(found['krylov_smallest'])},"
+        f" condition {number(found['krylov_condition'])},"
+        f" for CG its square {number(found['cg_condition'])}"
     )
     if found["bound"] is None:
         why = "I − J is singular" if found["singular"] else "‖J‖ ≥ 1"
@@ -139,14 +139,14 @@ def _spectrum(found: Document) -> Iterator[str]:
             why = "‖J‖ was not found"
         yield f"Proposition 2: no bound ({why}), which by itself speaks against nothing"
     else:
-        yield f"Proposition 2 bounds the truncation error by {_number(found['bound'])} ‖g‖"
+        yield f"Proposition 2 bounds the truncation error by {number(found['bound'])} ‖g‖"
 
 
 def _horizon(found: Document) -> str:
     longer = list(zip(found["truncs"], found["cosines"], found["flipped"], strict=True))[1:]
     return (
         ", ".join(
-            f"K = {trunc}: cosine {_number(cosine)}, signs that differ: {len(flips)}"
+            f"K = {trunc}: cosine {number(cosine)}, signs that differ: {len(flips)}"
             for trunc, cosine, flips in longer
         )
         or "the run is too short for a longer truncation"
@@ -157,26 +157,26 @@ def _exact(document: Document) -> Iterator[str]:
     found = document["agreement"]
     kept = "unknown" if found["descent"] is None else f"{found['descent']:.0%}"
     yield (
-        f"cosine {_number(found['cosine'])}, {found['sign_agreement']:.0%} of the signs, length"
-        f" ×{_number(found['norm_ratio'])}; a step by its signs keeps {kept} of the steepest"
+        f"cosine {number(found['cosine'])}, {found['sign_agreement']:.0%} of the signs, length"
+        f" ×{number(found['norm_ratio'])}; a step by its signs keeps {kept} of the steepest"
         " decrease"
     )
-    checks = [f"{one['dtype']} off by {_number(one['error'])}" for one in document["differences"]]
+    checks = [f"{one['dtype']} off by {number(one['error'])}" for one in document["differences"]]
     if checks:
         yield f"the exact gradient against finite differences of the loss: {', '.join(checks)}"
     if document["precision"] is not None:
         off = 1 - (document["precision"]["cosine"] or 0.0)
-        yield f"float32 against float64: 1 − cosine {_number(max(off, 0.0))}"
+        yield f"float32 against float64: 1 − cosine {number(max(off, 0.0))}"
 
 
 def _smoothness(found: Document) -> str:
     points = ", ".join(
-        f"{fraction:g}×: {_number(loss)} ({_number(predicted)})"
+        f"{fraction:g}×: {number(loss)} ({number(predicted)})"
         for fraction, loss, predicted in zip(
             found["fractions"], found["losses"], found["predicted"], strict=True
         )
     )
-    return f"loss {_number(found['start'])} → {points}; in brackets what the gradient predicts"
+    return f"loss {number(found['start'])} → {points}; in brackets what the gradient predicts"
 
 
 def _components(document: Document) -> Table:
@@ -193,12 +193,12 @@ def _components(document: Document) -> Table:
         for name, value in of.items():
             error = None if noise is None else noise["standard_error"][kind][name]
             cells = [f"{kind.replace('_', ' ')} {name}"]
-            cells.append(_number(value) + ("" if error is None else f" ± {error:.1g}"))
+            cells.append(number(value) + ("" if error is None else f" ± {error:.1g}"))
             if horizon is not None:
                 flips = [f"{kind}/{name}" in flipped for flipped in horizon["flipped"]]
                 cells.append(" ".join(_sign(value, flip) for flip in flips))
             if exact is not None:
-                cells.append(_number(exact[kind][name]))
+                cells.append(number(exact[kind][name]))
             table.add_row(*cells)
     return table
 
@@ -220,7 +220,7 @@ def _candidates(document: Document) -> Table:
         kept = "" if row["descent"] is None else f"{row['descent']:.0%}"
         table.add_row(
             row["label"],
-            _number(row["cosine"]),
+            number(row["cosine"]),
             f"{row['sign_agreement']:.0%}",
             kept,
             f"{row['work'] / exact:.2f}",
@@ -228,10 +228,6 @@ def _candidates(document: Document) -> Table:
             Text(row["verdict"], style="green" if row["trusted"] else "red"),
         )
     return table
-
-
-def _number(value: float | None, digits: int = 3) -> str:
-    return "unknown" if value is None else f"{value:.{digits}g}"
 
 
 def write_check(document: Document, out: Path) -> None:

@@ -166,8 +166,8 @@ def gradient_line(record: Record) -> Text:
     known = record["diagnostics"]
     parts = [
         "" if record["status"] == verdict else record["status"],
-        f"norm {_short(record['gradient_norm'])}",
-        f"‖h−F(h)‖/‖h‖ {_short(record['steady_state_residual'])}",
+        f"norm {number(record['gradient_norm'])}",
+        f"‖h−F(h)‖/‖h‖ {number(record['steady_state_residual'])}",
         "" if known["growth_rate"] is None else f"terms ×{known['growth_rate']:.3f}",
         "" if known["told_apart"] is None else f"{known['told_apart']:.0%} above noise",
     ]
@@ -188,9 +188,9 @@ def remarks(record: Record) -> list[Text]:
         held, spectrum = found["agreement"], found["spectrum"]
         lines.append(
             Text(
-                f"{at}check: {found['verdict']}; cosine {_short(held['cosine'])} with the exact"
-                f" gradient, {_short(held['descent'])} of the steepest decrease kept, spectral"
-                f" radius {_short(spectrum['radius'])}, ‖J‖ {_short(spectrum['norm'])}",
+                f"{at}check: {found['verdict']}; cosine {number(held['cosine'])} with the exact"
+                f" gradient, {number(held['descent'])} of the steepest decrease kept, spectral"
+                f" radius {number(spectrum['radius'])}, ‖J‖ {number(spectrum['norm'])}",
                 style=colour,
             )
         )
@@ -199,8 +199,9 @@ def remarks(record: Record) -> list[Text]:
     return lines
 
 
-def _short(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:.3g}"
+def number(value: float | None, digits: int = 3) -> str:
+    """A number for a reader, who may have to do without it."""
+    return "unknown" if value is None else f"{value:.{digits}g}"
 
 
 def answer(result: Mapping[str, Any]) -> RenderableType:
