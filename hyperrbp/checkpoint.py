@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import os
 from pathlib import Path
@@ -14,9 +15,16 @@ from hyperrbp.errors import CheckpointError, StorageError
 if TYPE_CHECKING:
     from torch import Tensor
 
+log = logging.getLogger(__name__)
 
-def write_atomically(path: Path, content: str | bytes) -> None:
+
+def write_atomically(path: Path, content: str | bytes, keep: Path | None = None) -> None:
     """Replace the file at once: a reader, or a crash, sees the old content or the new.
+
+    Args:
+        path: the file.
+        content: its new content.
+        keep: where the old file goes; between the two moves it is only there.
 
     Raises:
         StorageError: if it cannot be written; the old content then stands.
@@ -28,6 +36,8 @@ def write_atomically(path: Path, content: str | bytes) -> None:
                 file.write(content.encode() if isinstance(content, str) else content)
                 file.flush()
                 os.fsync(file.fileno())
+            if keep is not None and path.exists():
+                path.replace(keep)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -45,67 +55,107 @@ def leftovers(folder: Path) -> list[Path]:
     return list(folder.glob(".*.tmp"))
 
 
-def save(path: Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint: JSON with a digest. Floats survive to the bit."""
-    body = json.dumps(content, allow_nan=False)
-    write_atomically(path, json.dumps({"sha256": _digest(body), "content": body}) + "\n")
+def previous(path: Path) -> Path:
+    """Where the checkpoint before this one is kept."""
+    return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
-def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint.
+def exists(path: Path) -> bool:
+    """Whether there is one of the two."""
+    return path.exists() or previous(path).exists()
+
+
+def save(path: Path, content: dict[str, Any], tensors: dict[str, Tensor] | None = None) -> None:
+    """Write a checkpoint, JSON with a digest, and keep the one before. Floats survive to the bit.
+
+    Tensors go into a file beside it, which it names with its digest. They are written first, under
+    a new name: at any time a checkpoint that is there finds those that it was written with.
 
     Raises:
-        CheckpointError: if it is missing, or not exactly what was written.
+        StorageError: if it cannot be written; the one before then stands.
     """
+    if tensors is not None:
+        packed = packed_tensors(tensors)
+        digest = _digest(packed)
+        beside = path.with_name(f"{path.stem}-{digest[:16]}.safetensors")
+        write_atomically(beside, packed)
+        content = content | {"tensors": {"file": beside.name, "sha256": digest}}
+    body = json.dumps(content, allow_nan=False)
+    whole = json.dumps({"sha256": _digest(body), "content": body}) + "\n"
+    write_atomically(path, whole, keep=previous(path))
+    if tensors is not None:
+        used = {beside, _tensors_of(previous(path))}
+        for old in set(path.parent.glob(f"{path.stem}-*.safetensors")) - used:
+            old.unlink(missing_ok=True)
+
+
+def load(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read a checkpoint and its tensors, on the CPU; the one before if it is damaged.
+
+    Which is said in the log; the damaged one is put aside, so that it never takes the place of a
+    whole one.
+
+    Raises:
+        CheckpointError: if there is none, or none that is exactly what was written.
+    """
+    damage: list[CheckpointError] = []
+    for file in (path, previous(path)):
+        try:
+            content = _read(file)
+            tensors = _read_beside(file, content)
+        except FileNotFoundError:
+            continue
+        except CheckpointError as error:
+            damage.append(error)
+            continue
+        if damage:
+            log.warning("%s; going on from the one before it, %s", damage[0], file.name)
+            path.replace(path.with_name(f"{path.stem}.damaged{path.suffix}"))
+        return content, tensors
+    if damage:
+        raise CheckpointError("\n".join(map(str, damage)))
+    raise CheckpointError(f"{path}: there is no checkpoint")
+
+
+def _read(file: Path) -> dict[str, Any]:
     try:
-        wrapper = json.loads(path.read_bytes())
+        wrapper = json.loads(file.read_bytes())
         body = wrapper["content"]
         if _digest(body) != wrapper["sha256"]:
             raise ValueError("its digest does not match")
         content = json.loads(body)
+        if not isinstance(content, dict):
+            raise ValueError("not a mapping")
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: there is no checkpoint") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path}: the checkpoint is damaged ({error})") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: the checkpoint is damaged (not a mapping)")
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{file}: the checkpoint is damaged ({error})") from None
     return content
 
 
-def save_with_tensors(path: Path, content: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    """Write a checkpoint whose tensors lie in a file beside it, which it names with its digest.
-
-    The tensors are written first, under a new name: at any time the checkpoint that is there finds
-    those that it was written with.
-    """
-    packed = packed_tensors(tensors)
-    digest = _digest(packed)
-    beside = path.with_name(f"{path.stem}-{digest[:16]}.safetensors")
-    write_atomically(beside, packed)
-    save(path, content | {"tensors": {"file": beside.name, "sha256": digest}})
-    for old in path.parent.glob(f"{path.stem}-*.safetensors"):
-        if old != beside:
-            old.unlink()
-
-
-def load_with_tensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Read what :func:`save_with_tensors` wrote; the tensors are on the CPU.
-
-    Raises:
-        CheckpointError: if any of it is missing, or not exactly what was written.
-    """
+def _read_beside(file: Path, content: dict[str, Any]) -> dict[str, Tensor]:
+    if "tensors" not in content:
+        return {}
     from safetensors.torch import load as unpacked
 
-    content = load(path)
+    named = content.pop("tensors")
+    beside = file.with_name(Path(named["file"]).name)
     try:
-        named = content.pop("tensors")
-        beside = path.with_name(Path(named["file"]).name)
         packed = beside.read_bytes()
-        if _digest(packed) != named["sha256"]:
-            raise CheckpointError(f"{beside}: the checkpoint is damaged (its digest differs)")
-    except (OSError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path}: its tensors cannot be read ({error})") from None
-    return content, unpacked(packed)
+    except OSError as error:
+        raise CheckpointError(f"{file}: its tensors cannot be read ({error})") from None
+    if _digest(packed) != named["sha256"]:
+        raise CheckpointError(f"{beside}: the checkpoint is damaged (its digest differs)")
+    return unpacked(packed)
+
+
+def _tensors_of(file: Path) -> Path | None:
+    """Where the tensors of a checkpoint lie, if there are any."""
+    try:
+        named = _read(file).get("tensors")
+    except (FileNotFoundError, CheckpointError):
+        return None
+    return None if named is None else file.with_name(named["file"])
 
 
 def packed_tensors(tensors: dict[str, Tensor]) -> bytes:

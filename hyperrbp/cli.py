@@ -5,12 +5,14 @@ from __future__ import annotations
 import difflib
 import io
 import json
+import logging
 import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from errno import EDQUOT, EFBIG, ENOSPC
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from hyperrbp.audience import Audience
     from hyperrbp.contender import Contender
     from hyperrbp.recipe import Override, Recipe
+    from hyperrbp.run_folder import RunFolder
     from hyperrbp.schema import AnyRecipe
     from hyperrbp.tune import Observer
 
@@ -77,13 +80,20 @@ _STOPPED = {
     signal.SIGINT: "interrupted",
     signal.SIGTERM: "terminated",
 }
+_ENDED_BY = {128 + number for number in _STOPPED}
+"""Exit codes of a run that a signal has ended."""
 _GRACE = 2.0
 """Seconds from a signal to the end, come what may: a checkpoint is whole at any time."""
 
 
 @contextmanager
-def _faults_to_exit_codes(when_stopped: str = "") -> Iterator[None]:
-    """One line on stderr and a documented exit code, for everything that can be foreseen."""
+def _faults_to_exit_codes(when_stopped: str = "", runs: str = "tune") -> Iterator[None]:
+    """One line on stderr and a documented exit code, for everything that can be foreseen.
+
+    Args:
+        when_stopped: what to do after an interruption.
+        runs: what is run, a key of _OUT_OF_MEMORY.
+    """
     received: list[int] = []
     watchdog: list[threading.Timer] = []
 
@@ -101,6 +111,8 @@ def _faults_to_exit_codes(when_stopped: str = "") -> Iterator[None]:
     # A signal that our parent told us to ignore, as nohup does, stays ignored.
     heeded = [n for n in _STOPPED if signal.getsignal(n) is not signal.SIG_IGN]
     before = {number: signal.signal(number, stop) for number in heeded}
+    notes, log = _Warnings(logging.WARNING), logging.getLogger("hyperrbp")
+    log.addHandler(notes)
     try:
         yield
         sys.stdout.flush()
@@ -110,18 +122,23 @@ def _faults_to_exit_codes(when_stopped: str = "") -> Iterator[None]:
             number = received[0] if received else signal.SIGINT
             _fail(_STOPPED[signal.Signals(number)] + when_stopped, 128 + number)
         if isinstance(error, HyperrbpError):
-            _fail(str(error), error.exit_code)
+            cause = error.__cause__ if isinstance(error, StorageError) else None
+            _fail(str(error) + _remedy(cause, when_stopped), error.exit_code)
         if is_out_of_memory(error):
-            _fail(_OUT_OF_MEMORY, MemoryExhaustedError.exit_code)
+            intact = "; the last checkpoint is intact" if when_stopped else ""
+            said = f"out of memory; use {_OUT_OF_MEMORY[runs]}{intact}"
+            _fail(said, MemoryExhaustedError.exit_code)
         if isinstance(error, OSError):
             # Nothing is wrong if whoever read our answer has left.
             _silence(sys.stdout)
             if isinstance(error, BrokenPipeError):
                 raise typer.Exit(0) from None
             name = error.filename or "output"
-            _fail(f"{name}: {error.strerror or error}", StorageError.exit_code)
+            said = f"{name}: {error.strerror or error}{_remedy(error, when_stopped)}"
+            _fail(said, StorageError.exit_code)
         raise
     finally:
+        log.removeHandler(notes)
         for timer in watchdog:
             timer.cancel()
         for number, handler in before.items():
@@ -140,10 +157,27 @@ def _silence(stream: TextIO) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-_OUT_OF_MEMORY = (
-    "out of memory; use an implicit method (--method neumann), a smaller inner.batch_size, or"
-    " fewer --train-steps for bptt"
-)
+_OUT_OF_MEMORY = {
+    "tune": "an implicit method (--method neumann), for bptt --set"
+    " gradient.options.bptt.keep=checkpoints or fewer --train-steps, or a smaller"
+    " inner.batch_size",
+    "train": "an implicit method (--method neumann), or a smaller training.batch_size",
+}
+"""What to change where memory runs out."""
+
+
+def _remedy(error: BaseException | None, when_stopped: str) -> str:
+    """What to do about a full disk."""
+    full = isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT, EFBIG)
+    return f"; free some space{when_stopped}" if full else ""
+
+
+class _Warnings(logging.Handler):
+    """Notes of the library, a line each."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print it as what it is: no fault, but something to know."""
+        _say(f"hyperrbp: note: {record.getMessage()}", style="yellow")
 
 
 def _say(line: str, style: str | None = None) -> None:
@@ -226,6 +260,18 @@ ResumeOption = Annotated[
     bool,
     typer.Option("--resume", help="Go on with the run in --out (or in RECIPE, a run folder)."),
 ]
+InexactOption = Annotated[
+    bool,
+    typer.Option(
+        "--inexact-resume",
+        help="With --resume: go on also where versions, threads or device have changed, and give up"
+        " that the run can be repeated bit for bit.",
+    ),
+]
+RunCodeOption = Annotated[
+    bool,
+    typer.Option("--run-code", help="Run the Python code that the recipe names; else refuse it."),
+]
 DocumentOption = Annotated[
     bool, typer.Option("--json", help="One JSON document on stdout, and nothing else there.")
 ]
@@ -267,10 +313,19 @@ def tune(
             rich_help_panel="What is run",
         ),
     ] = False,
+    on_divergence: Annotated[
+        str | None,
+        typer.Option(
+            help="stop, or rollback: go back to the best with half the meta step.",
+            rich_help_panel="What is run",
+        ),
+    ] = None,
     settings: SetOption = None,
+    run_code: RunCodeOption = False,
     data_root: DataRootOption = None,
     out: OutOption = None,
     resume: ResumeOption = False,
+    inexact_resume: InexactOption = False,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -303,14 +358,19 @@ def tune(
             ("--seed", "seed", seed),
             ("--device", "device", device),
             ("--check-every", "gradient.check_every", check_every),
+            ("--on-divergence", "meta.on_divergence", on_divergence),
             ("--cut-growing", "gradient.options.neumann.cut_growing", cut_growing or None),
         )
+        from hyperrbp.run_folder import default_folder, open_run
+
         file, out = cookbook.find(recipe), _where(recipe, out, resume)
-        resolved = _read(file, settings, overrides)
+        resolved = _read(file, settings, overrides, run_code)
         if dry_run:
             _dry_run(resolved, data_root, as_json)
             return
-        _tune(resolved, out, data_root, resume, profile, as_json, quiet)
+        # Before PyTorch is imported: whoever comes second is told at once.
+        with open_run(out or default_folder(resolved.name), resume) as folder:
+            _tune(resolved, folder, data_root, resume, inexact_resume, profile, as_json, quiet)
 
 
 def _given(*flags: tuple[str, str, Any]) -> list[Override]:
@@ -343,9 +403,11 @@ def train(
     seed: SeedOption = None,
     device: DeviceOption = None,
     settings: SetOption = None,
+    run_code: RunCodeOption = False,
     data_root: DataRootOption = None,
     out: OutOption = None,
     resume: ResumeOption = False,
+    inexact_resume: InexactOption = False,
     as_json: DocumentOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -357,7 +419,7 @@ def train(
 
     hyperrbp train digits --hyperparameters runs/digits-20260101T000000Z
     """
-    with _faults_to_exit_codes(when_stopped="; go on with --resume"):
+    with _faults_to_exit_codes(when_stopped="; go on with --resume", runs="train"):
         overrides = _given(
             ("--method", "gradient.method", method),
             ("--trunc", "gradient.trunc", trunc),
@@ -365,17 +427,22 @@ def train(
             ("--seed", "seed", seed),
             ("--device", "device", device),
         )
+        from hyperrbp.run_folder import default_folder, open_run
+
         file, out = cookbook.find(recipe), _where(recipe, out, resume)
-        resolved = _read_any(file, settings, overrides)
-        _train(resolved, hyperparameters, out, data_root, resume, as_json, quiet)
+        resolved = _read_any(file, settings, overrides, run_code)
+        tuned = None if hyperparameters is None else _tuned(hyperparameters)
+        with open_run(out or default_folder(resolved.name), resume) as folder:
+            _train(resolved, tuned, folder, data_root, resume, inexact_resume, as_json, quiet)
 
 
 def _train(
     recipe: AnyRecipe,
-    tuned: Path | None,
-    out: Path | None,
+    tuned: dict[str, dict[str, float]] | None,
+    folder: RunFolder,
     data_root: Path | None,
     resume: bool,
+    inexact_resume: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -388,10 +455,11 @@ def _train(
         observers.append(TrainingBar(stderr) if stderr.is_terminal else TrainingLines(stderr))
     result = train_recipe(
         recipe,
-        out,
-        hyperparameters=None if tuned is None else _tuned(tuned),
+        folder,
+        hyperparameters=tuned,
         data_root=data_root,
         resume=resume,
+        inexact_resume=inexact_resume,
         observers=observers,
     )
     if as_json:
@@ -435,6 +503,7 @@ def compare(
     repeats: Annotated[int, typer.Option(help="Times that each is timed, after a warm-up.")] = 5,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
     settings: SetOption = None,
+    run_code: RunCodeOption = False,
     data_root: DataRootOption = None,
     out: Annotated[
         Path | None,
@@ -469,7 +538,7 @@ def compare(
             if sweep_steps is not None:
                 raise UsageError("--train-steps and --sweep-steps exclude each other")
             overrides.append(("--train-steps", "inner.steps", train_steps))
-        resolved = _read(cookbook.find(recipe), settings, overrides)
+        resolved = _read(cookbook.find(recipe), settings, overrides, run_code)
         lengths = [resolved.inner.steps]
         if sweep_steps is not None:
             lengths = _numbers("--sweep-steps", sweep_steps)
@@ -498,6 +567,7 @@ def check(
     seed: SeedOption = None,
     device: DeviceOption = None,
     settings: SetOption = None,
+    run_code: RunCodeOption = False,
     data_root: DataRootOption = None,
     exact: Annotated[
         bool,
@@ -537,7 +607,7 @@ def check(
             ("--seed", "seed", seed),
             ("--device", "device", device),
         )
-        resolved = _read(cookbook.find(recipe), settings, overrides)
+        resolved = _read(cookbook.find(recipe), settings, overrides, run_code)
         trusted = _check(resolved, hyperparameters, exact, out, data_root, as_json, quiet)
         if not trusted:
             raise typer.Exit(NOT_TRUSTED)
@@ -556,19 +626,19 @@ def _check(
     from hyperrbp.report.check import page, write_check
     from hyperrbp.run_folder import default_folder
 
-    out = _new_folder(out or default_folder(f"{recipe.name}-check"))
-    audience = _audience(quiet)
-    try:
-        document = check_recipe(
-            recipe,
-            hyperparameters=None if tuned is None else _tuned(tuned),
-            exact=exact,
-            data_root=data_root,
-            audience=audience,
-        )
-    finally:
-        audience.ended()
-    write_check(document, out)
+    with _new_folder(out or default_folder(f"{recipe.name}-check")) as out:
+        audience = _audience(quiet)
+        try:
+            document = check_recipe(
+                recipe,
+                hyperparameters=None if tuned is None else _tuned(tuned),
+                exact=exact,
+                data_root=data_root,
+                audience=audience,
+            )
+        finally:
+            audience.ended()
+        write_check(document, out)
     if as_json:
         print(json.dumps(document))
     else:
@@ -587,10 +657,15 @@ def _audience(quiet: bool) -> Audience:
     return Bar(stderr) if stderr.is_terminal else Lines(stderr)
 
 
-def _new_folder(out: Path) -> Path:
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+@contextmanager
+def _new_folder(out: Path) -> Iterator[Path]:
+    """A folder with nothing in it, for this process alone."""
+    from hyperrbp.lock import LOCK, held
+
+    if out.exists() and not (out.is_dir() and {p.name for p in out.iterdir()} <= {LOCK}):
         raise UsageError(f"--out {out}: not a new or empty folder; choose another")
-    return out
+    with held(out):
+        yield out
 
 
 def _numbers(option: str, text: str) -> list[int]:
@@ -616,15 +691,15 @@ def _compare(
     from hyperrbp.report.comparison import tables, write
     from hyperrbp.run_folder import default_folder
 
-    out = _new_folder(out or default_folder(f"{recipe.name}-comparison"))
-    audience = _audience(quiet)
-    try:
-        document = compare(
-            recipe, field, repeats=repeats, data_root=data_root, force=force, audience=audience
-        )
-    finally:
-        audience.ended()
-    write(document, out)
+    with _new_folder(out or default_folder(f"{recipe.name}-comparison")) as out:
+        audience = _audience(quiet)
+        try:
+            document = compare(
+                recipe, field, repeats=repeats, data_root=data_root, force=force, audience=audience
+            )
+        finally:
+            audience.ended()
+        write(document, out)
     if as_json:
         print(json.dumps(document))
     else:
@@ -635,19 +710,18 @@ def _compare(
 
 def _tune(
     recipe: Recipe,
-    out: Path | None,
+    folder: RunFolder,
     data_root: Path | None,
     resume: bool,
+    inexact_resume: bool,
     profile: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
     from hyperrbp.report.console import Dashboard, Plain, answer
     from hyperrbp.report.tensorboard import TensorBoard
-    from hyperrbp.run_folder import default_folder
     from hyperrbp.tune import tune_recipe
 
-    out = out or default_folder(recipe.name)
     observers: list[Observer] = [TensorBoard()]
     if profile:
         from hyperrbp.profile import ProfileFirst
@@ -655,13 +729,20 @@ def _tune(
         observers.insert(0, ProfileFirst())
     if not quiet:
         observers.append(Dashboard(stderr) if stderr.is_terminal else Plain(stderr))
-    result = tune_recipe(recipe, out, data_root=data_root, resume=resume, observers=observers)
+    result = tune_recipe(
+        recipe,
+        folder,
+        data_root=data_root,
+        resume=resume,
+        inexact_resume=inexact_resume,
+        observers=observers,
+    )
     if as_json:
         print(json.dumps(result))
     elif not quiet:
         _Stdout(markup=False).print(answer(result))
     if profile and not quiet:
-        _say(f"profile of one meta step: {out / 'profile'} (trace.json, bytes.json)")
+        _say(f"profile of one meta step: {folder.path / 'profile'} (trace.json, bytes.json)")
 
 
 def _dry_run(recipe: Recipe, data_root: Path | None, as_json: bool) -> None:
@@ -720,6 +801,13 @@ def reproduce(
             rich_help_panel="Where",
         ),
     ] = None,
+    inexact_resume: Annotated[
+        bool,
+        typer.Option(
+            "--inexact-resume",
+            help="Go on with interrupted runs also where versions, threads or device have changed.",
+        ),
+    ] = False,
     as_json: DocumentOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -753,7 +841,7 @@ def reproduce(
             audience = ReproductionBar(stderr) if stderr.is_terminal else ReproductionLines(stderr)
         documents = reproduction.reproduce(
             list(ARTEFACTS) if target == "all" else [target],
-            Plan(quick, seeds, device, data_root),
+            Plan(quick, seeds, device, data_root, inexact_resume),
             out,
             audience,
         )
@@ -765,18 +853,43 @@ def reproduce(
             _say(f"wrote {out} (PNG, CSV and JSON of each)")
 
 
-def _read(file: Path, settings: Sequence[str] | None, overrides: Sequence[Override] = ()) -> Recipe:
+def _read(
+    file: Path,
+    settings: Sequence[str] | None,
+    overrides: Sequence[Override] = (),
+    run_code: bool = False,
+) -> Recipe:
     from hyperrbp.recipe import read
 
-    return read(file, [*_settings(settings), *overrides])
+    recipe = read(file, [*_settings(settings), *overrides])
+    _let_run(recipe, file, run_code)
+    return recipe
 
 
 def _read_any(
-    file: Path, settings: Sequence[str] | None, overrides: Sequence[Override] = ()
+    file: Path,
+    settings: Sequence[str] | None,
+    overrides: Sequence[Override] = (),
+    run_code: bool = False,
 ) -> AnyRecipe:
     from hyperrbp.recipe import read_any
 
-    return read_any(file, [*_settings(settings), *overrides])
+    recipe = read_any(file, [*_settings(settings), *overrides])
+    _let_run(recipe, file, run_code)
+    return recipe
+
+
+def _let_run(recipe: AnyRecipe, file: Path, run_code: bool) -> None:
+    """Code that a recipe names runs only if the command line says so.
+
+    Raises:
+        RecipeError: if it does not.
+    """
+    for key, code in recipe.code():
+        if not run_code:
+            message = f"would run {code}; if you trust it, say --run-code"
+            raise RecipeError([Fault(str(file), None, key, message)])
+        _say(f"hyperrbp: note: runs {code}", style="yellow")
 
 
 def _settings(settings: Sequence[str] | None) -> list[Override]:
@@ -933,4 +1046,12 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             # An old locale cannot encode "→" or "×"; that is no reason to lose an answer.
             stream.reconfigure(errors="backslashreplace")
-    app()
+    try:
+        app()
+    except SystemExit as error:
+        if error.code in _ENDED_BY:  # what there is to write is written: taking down takes seconds
+            with suppress(OSError):
+                sys.stdout.flush()
+                sys.stderr.flush()
+            os._exit(int(error.code))
+        raise

@@ -6,8 +6,10 @@ unless it is asked for.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -93,27 +95,33 @@ def _torchvision(class_name: str) -> Callable[[Path, bool], DataSet]:
         folder = root / class_name / "raw"
         kind = getattr(datasets, class_name)
         files = [folder / archive.removesuffix(".gz") for archive, _ in kind.resources]
-        missing = [file.name for file in files if not file.is_file()]
+        missing = {
+            file: md5
+            for file, (_, md5) in zip(files, kind.resources, strict=True)
+            if not file.is_file()
+        }
         if missing and not download:
+            lacks = ", ".join(file.name for file in missing)
             raise DataError(
-                f"{class_name} not found: {folder} lacks {', '.join(missing)}; name the folder that"
+                f"{class_name} not found: {folder} lacks {lacks}; name the folder that"
                 f" {class_name} lies in with --data-root or HYPERRBP_DATA, or let it be downloaded"
                 " with --set data.download=true"
             )
 
+        if missing:
+            _download(class_name, missing, folder)
+
         def part(train: bool) -> Batch:
             what = "training part" if train else "held-out part"
             try:
-                read = kind(str(root), train=train, download=download)
+                read = kind(str(root), train=train)
                 images, targets = read.data, read.targets.to(torch.int64)
             except MemoryError:
                 raise
             except Exception as error:  # bytes that are not an idx file fail in any way at all
-                here = all(file.is_file() for file in files)
-                done = "read from" if here else "downloaded into"
                 reason = " ".join(str(error).split()) or "it is damaged"
                 raise DataError(
-                    f"the {what} of {class_name} cannot be {done} {folder}: {reason}"
+                    f"the {what} of {class_name} cannot be read from {folder}: {reason}"
                 ) from error
             if len(images) != len(targets):
                 raise DataError(
@@ -125,6 +133,41 @@ def _torchvision(class_name: str) -> Callable[[Path, bool], DataSet]:
         return DataSet(part(train=True), part(train=False))
 
     return load_both
+
+
+_MIRRORS = {
+    "MNIST": "https://ossci-datasets.s3.amazonaws.com/mnist",
+    "FashionMNIST": "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion",
+    "KMNIST": "https://codh.rois.ac.jp/kmnist/dataset/kmnist",
+}
+"""torchvision's own, where they speak https."""
+
+
+def _download(class_name: str, missing: Mapping[Path, str], folder: Path) -> None:
+    """Fetch files whose archives have these MD5 sums: all of them, or none.
+
+    Raises:
+        DataError: if one cannot be had as it was published.
+    """
+    from torchvision.datasets.utils import download_and_extract_archive
+
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as scratch:
+            for file, md5 in missing.items():
+                address = f"{_MIRRORS[class_name]}/{file.name}.gz"
+                download_and_extract_archive(address, scratch, filename=f"{file.name}.gz", md5=md5)
+            for file in missing:
+                Path(scratch, file.name).replace(file)
+    except MemoryError:
+        raise
+    except Exception as error:  # from three libraries at least
+        with contextlib.suppress(OSError):
+            for path in made:
+                path.rmdir()
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{class_name} cannot be downloaded into {folder}: {reason}") from error
 
 
 SOURCES: dict[str, Source] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ from hyperrbp.errors import DivergedError
 from hyperrbp.gradients import Averaging, Hypergradient, Method, hypergradient
 from hyperrbp.gradients.method import Phase, Status, unmetered
 from hyperrbp.meter import PhaseMeter
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -45,12 +48,17 @@ class GradientSettings:
 
 @dataclass(frozen=True)
 class MetaSettings:
-    """Adam on θ: ``steps`` updates at ``learning_rate``, times ``decay`` from ``decay_from`` on."""
+    """Adam on θ: ``steps`` updates at ``learning_rate``, times ``decay`` from ``decay_from`` on.
+
+    Where something turns non-finite, it goes back to the best θ and takes half the steps from there
+    on, at most ``max_rollbacks`` times; then it stops.
+    """
 
     steps: int = 30
     learning_rate: float = 0.05
     decay: float = 1.0
     decay_from: int = 0
+    max_rollbacks: int = 0
 
 
 @dataclass
@@ -64,6 +72,10 @@ class MetaState:
     best_step: int = 0
     best_loss: float = math.inf
     best_theta: Tensor = field(init=False)
+    adam_steps: int = 0
+    """Updates since Adam began; it begins anew after a rollback."""
+    rollbacks: list[Mapping[str, Any]] = field(default_factory=list)
+    """At which meta step, why, and to the θ of which one."""
     choice: Mapping[str, Any] | None = None
     """What a :data:`Chooser` last chose, as it wants to remember it."""
 
@@ -82,6 +94,8 @@ class MetaState:
             "best_step": self.best_step,
             "best_loss": None if math.isinf(self.best_loss) else self.best_loss,
             "best_theta": self.best_theta.tolist(),
+            "adam_steps": self.adam_steps,
+            "rollbacks": self.rollbacks,
             "choice": self.choice,
         }
 
@@ -95,6 +109,8 @@ class MetaState:
         best = content["best_loss"]
         state.best_loss = math.inf if best is None else float(best)
         state.best_theta = like.new_tensor(content["best_theta"])
+        state.adam_steps = int(content["adam_steps"])
+        state.rollbacks = list(content["rollbacks"])
         state.choice = content["choice"]
         return state
 
@@ -141,67 +157,101 @@ def descend(
 
     Raises:
         DivergedError: before anything that is not finite reaches θ; the state keeps the last
-            finite θ and the best one.
+            finite θ and the best one, of which loss and gradient were finite.
     """
     gradient, meta = gradient or GradientSettings(), meta or MetaSettings()
     state = theta if isinstance(theta, MetaState) else MetaState(theta.detach().clone())
-    adam = _adam(state)
     while state.meta_step <= meta.steps:
-        n, at = state.meta_step, state.theta
+        n = state.meta_step
         now = problem if isinstance(problem, Problem) else problem(n)
-        meter = PhaseMeter(at.device)
-        result, settings = None, None
-        if n < meta.steps:
-            if isinstance(gradient, GradientSettings):
-                settings = gradient
-            else:
-                with meter.phase("choice"):
-                    settings = gradient(state, now)
-            result = settings.hypergradient(now, at, seed=seed, step=n, phase=meter.phase)
-            loss, h = result.loss, result.state
-        else:
-            with meter.phase("inner run"):
-                h = now.run(at, 0, now.steps, now.initial_state())
-                loss, _ = now.loss_and_gradient(h)
-        _require_finite("state of the inner run", h, n)
-        _require_finite("meta loss", loss, n)
-        if float(loss) < state.best_loss:
-            state.best_step, state.best_loss, state.best_theta = n, float(loss), at.clone()
-        if result is not None:
-            _require_finite("hypergradient", result.gradient, n)
-            if result.status is Status.NON_FINITE:  # a solver may have stopped short of it
-                raise DivergedError(f"meta step {n}: the hypergradient is not finite")
-            with meter.phase("meta step"):
-                _update(state, adam, result.gradient, meta)
-        yield MetaStep(n, float(loss), at, result, settings, now, meter.seconds, meter.peak_bytes)
+        try:
+            step = _step(now, state, gradient, meta, seed)
+        except DivergedError as error:
+            _roll_back(state, meta, error)
+            continue
+        yield step
         if n == meta.steps:
             return
 
 
-def _adam(state: MetaState) -> torch.optim.Adam:
-    """The optimizer as it was when the state was taken."""
+def _step(
+    problem: Problem,
+    state: MetaState,
+    gradient: GradientSettings | Chooser,
+    meta: MetaSettings,
+    seed: int,
+) -> MetaStep:
+    """One evaluation at ``state.theta``, and the update that its gradient asks for."""
+    n, at = state.meta_step, state.theta
+    meter = PhaseMeter(at.device)
+    result, settings = None, None
+    if n < meta.steps:
+        if isinstance(gradient, GradientSettings):
+            settings = gradient
+        else:
+            with meter.phase("choice"):
+                settings = gradient(state, problem)
+        result = settings.hypergradient(problem, at, seed=seed, step=n, phase=meter.phase)
+        loss, h = result.loss, result.state
+    else:
+        with meter.phase("inner run"):
+            h = problem.run(at, 0, problem.steps, problem.initial_state())
+            loss, _ = problem.loss_and_gradient(h)
+    _require_finite("state of the inner run", h, n)
+    _require_finite("meta loss", loss, n)
+    if result is not None:
+        _require_finite("hypergradient", result.gradient, n)
+        if result.status is Status.NON_FINITE:  # a solver may have stopped short of it
+            raise DivergedError(f"meta step {n}: the hypergradient is not finite")
+    if float(loss) < state.best_loss:
+        state.best_step, state.best_loss, state.best_theta = n, float(loss), at.clone()
+    if result is not None:
+        with meter.phase("meta step"):
+            _update(state, result.gradient, meta)
+    return MetaStep(n, float(loss), at, result, settings, problem, meter.seconds, meter.peak_bytes)
+
+
+def _roll_back(state: MetaState, meta: MetaSettings, error: DivergedError) -> None:
+    """Stand at the best θ, with Adam as at its start; half a step is then left of a step.
+
+    Raises:
+        DivergedError: if that has been done often enough, or there is nowhere to go back to.
+    """
+    if len(state.rollbacks) >= meta.max_rollbacks or math.isinf(state.best_loss):
+        times = f", after {len(state.rollbacks)} rollbacks" if state.rollbacks else ""
+        raise DivergedError(f"{error}{times}") from error
+    back = {"meta_step": state.meta_step, "reason": str(error), "to_meta_step": state.best_step}
+    state.rollbacks = [*state.rollbacks, back]
+    state.theta, state.adam_steps = state.best_theta.clone(), 0
+    state.first_moment = torch.zeros_like(state.theta)
+    state.second_moment = torch.zeros_like(state.theta)
+    log.warning(
+        "%s; back to the best hyperparameters, those of meta step %d, with meta steps of %g times"
+        " their length",
+        error,
+        state.best_step,
+        0.5 ** len(state.rollbacks),
+    )
+
+
+def _update(state: MetaState, gradient: Tensor, meta: MetaSettings) -> None:
+    """One step of Adam, and the state after it; a θ that is not finite never reaches the state."""
+    n = state.meta_step
     theta = state.theta.clone().requires_grad_()
-    adam = torch.optim.Adam([theta])
+    decay = meta.decay if n >= meta.decay_from else 1.0
+    adam = torch.optim.Adam([theta], lr=meta.learning_rate * decay * 0.5 ** len(state.rollbacks))
     adam.state[theta] = {
-        "step": torch.tensor(float(state.meta_step)),
+        "step": torch.tensor(float(state.adam_steps)),
         "exp_avg": state.first_moment.clone(),
         "exp_avg_sq": state.second_moment.clone(),
     }
-    return adam
-
-
-def _update(state: MetaState, adam: torch.optim.Adam, gradient: Tensor, meta: MetaSettings) -> None:
-    """One step of Adam, and the state after it; a θ that is not finite never reaches the state."""
-    n, group = state.meta_step, adam.param_groups[0]
-    group["lr"] = meta.learning_rate * (meta.decay if n >= meta.decay_from else 1.0)
-    (theta,) = group["params"]
     theta.grad = gradient
     adam.step()
     _require_finite("hyperparameters after the update", theta.detach(), n)
     moments = adam.state[theta]
     state.theta, state.meta_step = theta.detach().clone(), n + 1
-    state.first_moment = moments["exp_avg"].clone()
-    state.second_moment = moments["exp_avg_sq"].clone()
+    state.adam_steps += 1
+    state.first_moment, state.second_moment = moments["exp_avg"], moments["exp_avg_sq"]
 
 
 def _require_finite(what: str, values: Tensor, meta_step: int) -> None:

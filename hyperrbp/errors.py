@@ -79,6 +79,12 @@ class StorageError(HyperrbpError):
     exit_code = 9
 
 
+class LockError(HyperrbpError):
+    """A folder that another process is using."""
+
+    exit_code = 10
+
+
 NOT_TRUSTED = 5
 """The exit code of a check that ended well with a gradient that should not be trusted."""
 
@@ -94,6 +100,7 @@ EXIT_CODES: dict[int, str] = {
     7: "a run folder or checkpoint cannot be used",
     8: "out of memory",
     9: "a file could not be written (disk full, no permission)",
+    10: "the run folder is in use by another process",
     130: "interrupted (Ctrl-C); resume with --resume",
     143: "terminated; resume with --resume",
 }

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
+from hyperrbp import user_code
 from hyperrbp.data import SOURCES, data_root, load
 from hyperrbp.descent import GradientSettings, MetaSettings
-from hyperrbp.errors import DataError, DeviceError
+from hyperrbp.errors import DataError, DeviceError, UsageError
 from hyperrbp.gradients import Averaging
 from hyperrbp.models import MODELS
 from hyperrbp.problems.batches import Batch, ShuffledBatches
@@ -89,9 +90,8 @@ class Experiment:
         source = SOURCES[recipe.data.name]
         # A layer initializes itself from the global generator, which stands afterwards as before.
         with torch.random.fork_rng(devices=[]):
-            model = MODELS[recipe.model.name](**recipe.model.options).build(
-                source.features, source.classes
-            )
+            torch.manual_seed(generator(recipe.seed, "model", draw).initial_seed())
+            model = _built(recipe, source.features, source.classes)
         model.to(self.device, self._dtype).requires_grad_(False)
         count = sum(tensor.numel() for tensor in model.parameters())
         weights = torch.empty(count, dtype=self._dtype)
@@ -129,6 +129,7 @@ class Experiment:
             learning_rate=section.learning_rate,
             decay=1.0 if decay is None else decay.factor,
             decay_from=0 if decay is None else decay.from_step,
+            max_rollbacks=section.max_rollbacks if section.on_divergence == "rollback" else 0,
         )
 
     def inner_curve(
@@ -154,6 +155,19 @@ class Experiment:
         return environment(self.device)
 
 
+def _built(recipe: Recipe, features: int, classes: int) -> torch.nn.Module:
+    section = recipe.model
+    if section.name in MODELS:
+        return MODELS[section.name](**section.options).build(features, classes)
+    built = user_code.run(section.name, features, classes, **section.options)
+    if not isinstance(built, torch.nn.Module):
+        raise UsageError(
+            f"{user_code.described(section.name)} made {type(built).__name__}; expected a"
+            " torch.nn.Module"
+        )
+    return built
+
+
 def gradient_settings(recipe: Recipe) -> GradientSettings:
     """How a recipe wants its loss differentiated."""
     section = recipe.gradient
@@ -174,6 +188,8 @@ def environment(device: torch.device) -> dict[str, str | int]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "device": device.type,
         "threads": torch.get_num_threads(),
     }
     if device.type == "cuda":

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from hyperrbp import strict_yaml
+from hyperrbp import strict_yaml, user_code
 from hyperrbp.data import SOURCES
 from hyperrbp.errors import Fault, RecipeError
 from hyperrbp.gradients import METHODS, Averaging, method_class
@@ -49,9 +49,16 @@ class DataSection(Section):
 class ModelSection(Section):
     """The network that the inner run trains."""
 
-    name: str = Field("mlp", description="network: " + ", ".join(MODELS))
+    name: str = Field(
+        "mlp",
+        description="network: "
+        + ", ".join(MODELS)
+        + "; or code of your own that makes one from (features, classes): file.py:function,"
+        " relative to the recipe, or package.module:function",
+    )
     options: dict[str, Any] = Field(
-        default_factory=dict, description="its own options; for mlp: hidden, activation"
+        default_factory=dict,
+        description="its own options; for mlp: hidden, activation; for code: keyword arguments",
     )
     init_std: float = Field(
         0.049787068367863944,
@@ -133,6 +140,12 @@ class MetaSection(Section):
     steps: int = Field(30, ge=1, le=10**7, description="meta steps")
     learning_rate: float = Field(0.05, gt=0, le=1000, description="of Adam")
     decay: DecaySection | None = Field(None, description="{factor, from_step}, or null")
+    on_divergence: Literal["stop", "rollback"] = Field(
+        "stop",
+        description="where something turns non-finite: stop | go back to the best with half the"
+        " meta step",
+    )
+    max_rollbacks: int = Field(10, ge=1, le=100, description="how often, before it stops")
     loss: Literal["train", "validation"] = Field(
         "train", description="cross-entropy on all training examples | on the validation split"
     )
@@ -163,6 +176,18 @@ class Recipe(AnyRecipe):
         """What no single key shows to be wrong: (key, what was expected)."""
         return contradictions(self)
 
+    def code(self) -> Iterator[tuple[str, str]]:
+        """The code of the user's own that it would run: (key, what in words)."""
+        if user_code.is_code(self.model.name):
+            yield "model.name", user_code.described(self.model.name)
+
+    def located(self, folder: Path) -> Recipe:
+        """The same with absolute paths, where they were given relative to a folder."""
+        if not user_code.is_code(self.model.name):
+            return self
+        name = user_code.located(self.model.name, folder)
+        return self.model_copy(update={"model": self.model.model_copy(update={"name": name})})
+
 
 Override = tuple[str, str, Any]
 """(what the user typed it with, dotted key, value): ``("--trunc", "gradient.trunc", 50)``."""
@@ -188,7 +213,9 @@ def read_any(path: Path, overrides: Sequence[Override] = ()) -> AnyRecipe:
         raise RecipeError([Fault(str(path), None, "", error.strerror or str(error))]) from None
     except UnicodeDecodeError:
         raise RecipeError([Fault(str(path), None, "", "not a text file in UTF-8")]) from None
-    return parse_any(text, source=str(path), name=path.stem, overrides=overrides)
+    return parse_any(
+        text, source=str(path), name=path.stem, overrides=overrides, folder=path.parent
+    )
 
 
 def parse(
@@ -207,9 +234,17 @@ def _not_to_be_tuned(source: str, recipe: AnyRecipe) -> Fault:
 
 
 def parse_any(
-    text: str, *, source: str = "recipe", name: str = "recipe", overrides: Sequence[Override] = ()
+    text: str,
+    *,
+    source: str = "recipe",
+    name: str = "recipe",
+    overrides: Sequence[Override] = (),
+    folder: Path | None = None,
 ) -> AnyRecipe:
-    """The recipe in a text, of whatever kind; its key ``system`` says which."""
+    """The recipe in a text, of whatever kind; its key ``system`` says which.
+
+    Paths in it are relative to ``folder``; those among the overrides, to the working folder.
+    """
     content, lines = _mapping(text, source)
     origins: dict[KeyPath, str] = {}
     for origin, key, value in overrides:
@@ -237,7 +272,8 @@ def parse_any(
         raise RecipeError([fault(*found) for found in faults(error, kind)]) from None
     if found := [fault(*found) for found in recipe.contradictions()]:
         raise RecipeError(found)
-    return recipe
+    typed = any(at == ("model", "name")[: len(at)] for at in origins)
+    return recipe.located(Path() if typed or folder is None else folder)
 
 
 def scalar(text: str, key: str = "") -> Any:
@@ -271,12 +307,12 @@ def contradictions(recipe: Recipe) -> Iterator[KeyFault]:
         yield ("data", "name"), not_one_of(data.name, SOURCES)
     else:
         yield from _sizes(recipe)
-    if recipe.model.name not in MODELS:
-        yield ("model", "name"), not_one_of(recipe.model.name, MODELS)
-    else:
+    if recipe.model.name in MODELS:
         yield from option_faults(
             MODELS[recipe.model.name], recipe.model.options, ("model", "options")
         )
+    elif not user_code.is_code(recipe.model.name):
+        yield ("model", "name"), not_one_of(recipe.model.name, MODELS)
     yield from method_faults(gradient.method, gradient.options, also=[AUTO])
     if gradient.template in METHODS:
         yield from _gradient(recipe)

@@ -4,6 +4,8 @@
 ``recipe.yaml``                   the recipe as it was run, every key spelt out
 ``records.jsonl``                 one JSON record a meta step, epoch or stretch of training steps
 ``checkpoint.json``               where to go on; ``train`` has its tensors in a file beside it
+``checkpoint.previous.json``      the one before it, for the day that it is damaged
+``.lock``                         while the run goes on: whose it is
 ``result.json``                   the answer
 ``learning_rates_momenta.yaml``   ``tune``: the tuned hyperparameters, by tensor
 ``sgd_parameter_groups.py``       ``tune``: the same, as parameter groups for ``torch.optim.SGD``
@@ -15,18 +17,26 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from hyperrbp import checkpoint
 from hyperrbp.errors import CheckpointError, StorageError, UsageError
+from hyperrbp.lock import LOCK, held
 from hyperrbp.recipe import Recipe, read_any
 from hyperrbp.schema import AnyRecipe
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+log = logging.getLogger(__name__)
 
 
 def default_folder(name: str) -> Path:
@@ -34,18 +44,31 @@ def default_folder(name: str) -> Path:
     return Path("runs") / f"{name}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
 
 
-def open_run(path: Path, resume: bool) -> RunFolder:
-    """The folder of a run to begin, or to go on with.
+@contextmanager
+def open_run(run: Path | RunFolder, resume: bool) -> Iterator[RunFolder]:
+    """The folder of a run to begin, or to go on with, for this process alone.
+
+    Args:
+        run: the folder; one that is open already is passed on as it is.
+        resume: go on with the run in it.
 
     Raises:
         UsageError: if there is something in it already, or nothing to go on with.
+        LockError: if another process is using it.
+        StorageError: if it cannot be made.
     """
-    folder = RunFolder(path)
-    if not resume:
-        folder.check_new()
-    elif not folder.recipe_file.exists():
+    if isinstance(run, RunFolder):
+        yield run
+        return
+    folder = RunFolder(run)
+    if resume and not folder.recipe_file.exists():
         raise UsageError(f"--resume: there is no run in {folder.path}")
-    return folder
+    if not resume and not (folder.path / LOCK).exists():
+        folder.check_new()
+    with held(folder.path):
+        if not resume:
+            folder.check_new()
+        yield folder
 
 
 class RunFolder:
@@ -61,6 +84,8 @@ class RunFolder:
         self.groups_file = path / "sgd_parameter_groups.py"
         self.weights_file = path / "weights.safetensors"
         self.events = path / "events"
+        self.inexact_resumes: list[dict[str, Any]] = []
+        """What had changed ({key: [old, new]}) each time it went on elsewhere."""
 
     def check_new(self) -> None:
         """Refuse a folder that has something in it.
@@ -70,7 +95,8 @@ class RunFolder:
         """
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"--out {self.path}: not a folder")
-        if self.path.is_dir() and set(self.path.iterdir()) - set(checkpoint.leftovers(self.path)):
+        ours = {self.path / LOCK, *checkpoint.leftovers(self.path)}
+        if self.path.is_dir() and set(self.path.iterdir()) - ours:
             raise UsageError(
                 f"--out {self.path}: the folder is not empty; choose another, or go on with the run"
                 " in it with --resume"
@@ -96,13 +122,64 @@ class RunFolder:
         changes = [
             f"{key}: {old!r} → {new!r}"
             for key, old, new in _differences(began, recipe.model_dump())
-            if key not in recipe.may_change
+            if key not in (*recipe.may_change, *_MACHINE)
         ]
         if changes:
             raise CheckpointError(
                 f"{self.path} was begun with another recipe ({'; '.join(changes)}); only"
                 f" {', '.join(recipe.may_change)} may change on --resume"
             )
+
+    # --- checkpoints ------------------------------------------------------------------------------
+
+    def save(
+        self,
+        content: Mapping[str, Any],
+        environment: Mapping[str, Any],
+        tensors: dict[str, Tensor] | None = None,
+    ) -> None:
+        """Write a checkpoint; the one before it is kept."""
+        known = {"environment": dict(environment), "inexact_resumes": self.inexact_resumes}
+        checkpoint.save(self.checkpoint_file, {**content, **known}, tensors)
+
+    def load(
+        self, environment: Mapping[str, Any], inexact: bool = False
+    ) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+        """The newest whole checkpoint and its tensors; None if the run was killed before its first.
+
+        Args:
+            environment: what the bits of the steps to come depend on.
+            inexact: go on also where that was another for the steps taken; it is logged, and stands
+                in the result.
+
+        Raises:
+            CheckpointError: if there is none that is whole, or without ``inexact``.
+        """
+        if not checkpoint.exists(self.checkpoint_file) and not self.records():
+            return None
+        content, tensors = checkpoint.load(self.checkpoint_file)
+        try:
+            then, self.inexact_resumes = content["environment"], content["inexact_resumes"]
+            changed = {key: [old, new] for key, old, new in _differences(then, environment)}
+        except (KeyError, AttributeError) as error:
+            raise CheckpointError(
+                f"{self.checkpoint_file}: not of this version ({error})"
+            ) from None
+        if changed:
+            listed = "; ".join(f"{key}: {old!r} → {new!r}" for key, (old, new) in changed.items())
+            if not inexact:
+                raise CheckpointError(
+                    f"{self.path} was begun elsewhere ({listed}), where the same steps give other"
+                    " bits; go there, or go on with --inexact-resume: the run is then no longer"
+                    " one that its recipe repeats bit for bit"
+                )
+            log.warning(
+                "going on elsewhere (%s): the run is no longer one that its recipe repeats bit for"
+                " bit",
+                listed,
+            )
+            self.inexact_resumes = [*self.inexact_resumes, changed]
+        return content, tensors
 
     @property
     def verb(self) -> str:
@@ -180,6 +257,10 @@ class RunFolder:
         if not isinstance(result, dict):
             raise CheckpointError(f"{self.result_file} holds no result")
         return result
+
+
+_MACHINE = ("device", "threads")
+"""Keys of a recipe that say where it runs: the checkpoint watches over them."""
 
 
 def _differences(

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -45,6 +46,14 @@ class AnyRecipe(Section):
     def contradictions(self) -> Iterator[KeyFault]:
         """What no single key shows to be wrong: (key, what was expected)."""
         yield from ()
+
+    def code(self) -> Iterator[tuple[str, str]]:
+        """The code of the user's own that it would run: (key, what in words)."""
+        yield from ()
+
+    def located(self, folder: Path) -> AnyRecipe:
+        """The same with absolute paths, where they were given relative to a folder."""
+        return self
 
     def to_yaml(self) -> str:
         """The whole recipe, every key spelt out, as YAML that reads back to the same recipe."""

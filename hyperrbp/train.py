@@ -38,11 +38,12 @@ class TrainingObserver(Protocol):
 
 def train_recipe(
     recipe: AnyRecipe,
-    out: Path | None = None,
+    out: Path | RunFolder | None = None,
     *,
     hyperparameters: Mapping[str, Mapping[str, float]] | None = None,
     data_root: Path | None = None,
     resume: bool = False,
+    inexact_resume: bool = False,
     observers: Sequence[TrainingObserver] = (),
 ) -> dict[str, Any]:
     """Train the network of a recipe once, and return what ``result.json`` holds.
@@ -50,25 +51,34 @@ def train_recipe(
     Args:
         recipe: of a network with a convergent part; or a tuning recipe, whose inner network is
             trained.
-        out: the run folder; ``runs/<recipe>-<UTC time>`` if not given.
+        out: the run folder, or one that is open; ``runs/<recipe>-<UTC time>`` if not given.
         hyperparameters: of an inner network; see :class:`InnerTraining`.
         data_root: where data sets live.
         resume: go on with the run in ``out``.
+        inexact_resume: also where versions, threads or device are others than they were.
         observers: told of every record.
 
     Raises:
         UsageError: if the folder or the hyperparameters cannot be used.
+        LockError: if another process is using the folder.
         DivergedError: if the training turns non-finite; the folder then holds the best so far.
         HyperrbpError: any other failure of :mod:`hyperrbp.errors`.
     """
-    folder = open_run(out or default_folder(recipe.name), resume)
-    trainee = _trainee(recipe, data_root, hyperparameters)
-    if resume:
-        folder.check_same(trainee.recipe)
-        _restore(trainee, folder)
-    folder.create(trainee.recipe)
-    folder.forget_from(trainee.unit, trainee.position)
-    _save(trainee, folder)
+    with open_run(out or default_folder(recipe.name), resume) as folder:
+        trainee = _trainee(recipe, data_root, hyperparameters)
+        if resume:
+            folder.check_same(trainee.recipe)
+        restored = resume and _restored(trainee, folder, inexact_resume)
+        folder.create(trainee.recipe)
+        folder.forget_from(trainee.unit, trainee.position)
+        if not restored:
+            _save(trainee, folder)
+        return _run(trainee, folder, observers)
+
+
+def _run(
+    trainee: Trainee, folder: RunFolder, observers: Sequence[TrainingObserver]
+) -> dict[str, Any]:
     earlier = folder.records()
     started = time.perf_counter()
     try:
@@ -106,17 +116,19 @@ def _trainee(
 
 
 def _save(trainee: Trainee, folder: RunFolder) -> None:
-    checkpoint.save_with_tensors(folder.checkpoint_file, trainee.content(), trainee.tensors())
+    folder.save(trainee.content(), environment(trainee.device), trainee.tensors())
 
 
-def _restore(trainee: Trainee, folder: RunFolder) -> None:
-    if not folder.checkpoint_file.exists() and not folder.records():
-        return  # it was killed before it had begun
-    content, tensors = checkpoint.load_with_tensors(folder.checkpoint_file)
+def _restored(trainee: Trainee, folder: RunFolder, inexact: bool) -> bool:
+    """Whether there was something to go on from, where the trainee stands now."""
+    found = folder.load(environment(trainee.device), inexact)
+    if found is None:
+        return False
     try:
-        trainee.restore(content, tensors)
+        trainee.restore(*found)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{folder.checkpoint_file}: of another run ({error})") from None
+    return True
 
 
 def _finish(trainee: Trainee, folder: RunFolder, started: float, status: str) -> dict[str, Any]:
@@ -131,6 +143,7 @@ def _finish(trainee: Trainee, folder: RunFolder, started: float, status: str) ->
         "wall_seconds": time.perf_counter() - started,
         "run_folder": str(folder.path),
         "weights": str(folder.weights_file),
+        "inexact_resumes": folder.inexact_resumes,
         "environment": environment(trainee.device),
     }
     result = checkpoint.finite(result)

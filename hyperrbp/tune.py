@@ -40,35 +40,46 @@ class Observer(Protocol):
 
 def tune_recipe(
     recipe: Recipe,
-    out: Path | None = None,
+    out: Path | RunFolder | None = None,
     *,
     data_root: Path | None = None,
     resume: bool = False,
+    inexact_resume: bool = False,
     observers: Sequence[Observer] = (),
 ) -> dict[str, Any]:
     """Tune as the recipe says, and return what ``result.json`` holds.
 
     Args:
         recipe: a validated recipe.
-        out: the run folder; ``runs/<recipe>-<UTC time>`` if not given.
+        out: the run folder, or one that is open; ``runs/<recipe>-<UTC time>`` if not given.
         data_root: where data sets live.
         resume: go on with the run in ``out``.
+        inexact_resume: also where versions, threads or device are others than they were.
         observers: told of every step.
 
     Raises:
         UsageError: if the folder cannot be used.
+        LockError: if another process is using it.
         DivergedError: if the run turns non-finite; the folder then holds the best so far.
         HyperrbpError: any other failure of :mod:`hyperrbp.errors`.
     """
-    folder = open_run(out or default_folder(recipe.name), resume)
-    experiment = Experiment(recipe, data_root)
-    state = MetaState(experiment.theta)
-    if resume:
-        folder.check_same(experiment.recipe)
-        state = _restored(folder, experiment)
-    folder.create(experiment.recipe)
-    folder.forget_from("meta_step", state.meta_step)
-    checkpoint.save(folder.checkpoint_file, state.to_json())
+    with open_run(out or default_folder(recipe.name), resume) as folder:
+        experiment = Experiment(recipe, data_root)
+        state = None
+        if resume:
+            folder.check_same(experiment.recipe)
+            state = _restored(folder, experiment, inexact_resume)
+        folder.create(experiment.recipe)
+        folder.forget_from("meta_step", 0 if state is None else state.meta_step)
+        if state is None:
+            state = MetaState(experiment.theta)
+            folder.save(state.to_json(), experiment.environment())
+        return _run(experiment, folder, state, observers)
+
+
+def _run(
+    experiment: Experiment, folder: RunFolder, state: MetaState, observers: Sequence[Observer]
+) -> dict[str, Any]:
     earlier = folder.records()
     watch = GradientWatch(experiment, earlier)
     started = time.perf_counter()
@@ -80,14 +91,14 @@ def tune_recipe(
             state,
             _differentiator(experiment),
             experiment.meta,
-            seed=recipe.seed,
+            seed=experiment.recipe.seed,
         ):
-            record = to_record(step, state.choice)
+            record = to_record(step, state)
             watch.diagnose(step, record)
             for observer in observers:
                 observer.stepped(record, step.theta)
             folder.append(record)
-            checkpoint.save(folder.checkpoint_file, state.to_json())
+            folder.save(state.to_json(), experiment.environment())
     except DivergedError as error:
         if math.isfinite(state.best_loss):
             _finish(experiment, folder, state, started, status=str(error))
@@ -107,12 +118,13 @@ def _differentiator(experiment: Experiment) -> GradientSettings | Chooser:
     return Auto(settings, section.check_every or EVERY, experiment.recipe.seed)
 
 
-def _restored(folder: RunFolder, experiment: Experiment) -> MetaState:
-    if not folder.checkpoint_file.exists() and not folder.records():
-        return MetaState(experiment.theta)  # it was killed before it had begun
+def _restored(folder: RunFolder, experiment: Experiment, inexact: bool) -> MetaState | None:
+    """Where the run stood; None if it was killed before it had begun."""
+    found = folder.load(experiment.environment(), inexact)
+    if found is None:
+        return None
     try:
-        content = checkpoint.load(folder.checkpoint_file)
-        state = MetaState.from_json(content, like=experiment.theta)
+        state = MetaState.from_json(found[0], like=experiment.theta)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder.checkpoint_file}: not of this version ({error})") from None
     if state.theta.shape != experiment.theta.shape:
@@ -125,11 +137,11 @@ def _restored(folder: RunFolder, experiment: Experiment) -> MetaState:
     return state
 
 
-def to_record(step: MetaStep, choice: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def to_record(step: MetaStep, state: MetaState | None = None) -> dict[str, Any]:
     """A meta step for ``records.jsonl``; all that may differ between two runs is in ``measured``.
 
-    ``choice`` is the last one of a method that chooses; it is recorded at the step that it was
-    made.
+    ``state`` knows of what happened on the way to it: rollbacks, and the choice of a method that
+    chooses.
 
     Gradients and standard errors are with respect to log learning rate and logit momentum.
     """
@@ -158,8 +170,11 @@ def to_record(step: MetaStep, choice: Mapping[str, Any] | None = None) -> dict[s
             },
             "steady_state_residual": found.steady_state_residual,
         }
-    if choice is not None and choice["meta_step"] == step.meta_step:
-        record["choice"] = choice
+    if state is not None:
+        if state.choice is not None and state.choice["meta_step"] == step.meta_step:
+            record["choice"] = state.choice
+        if back := [back for back in state.rollbacks if back["meta_step"] == step.meta_step]:
+            record["rollbacks"] = back
     record["measured"] = measured(step.seconds, step.peak_bytes)
     return dict(checkpoint.finite(record))
 
@@ -192,6 +207,8 @@ def _finish(
         **spent(records),
         "wall_seconds": time.perf_counter() - started,
         "run_folder": str(folder.path),
+        "rollbacks": state.rollbacks,
+        "inexact_resumes": folder.inexact_resumes,
         "environment": experiment.environment(),
     }
     folder.write_result(result)

@@ -5,9 +5,6 @@ from __future__ import annotations
 import os
 import signal
 
-# A suite in the background is told to ignore Ctrl-C; the commands that it starts would, too.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-
 # Tensors are small and two workers share the cores; before torch is imported, for subprocesses too.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -24,6 +21,12 @@ from hyperrbp.problems.fixed_point import FixedPoint
 from hyperrbp.problems.graph_net import GraphNet
 from hyperrbp.problems.hopfield import Hopfield
 from hyperrbp.problems.training import TrainingRun
+
+# A suite in the background is told to ignore Ctrl-C; the commands that it starts would, too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+pytest_plugins = ["promises"]
 
 
 @dataclass

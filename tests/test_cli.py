@@ -546,7 +546,7 @@ def test_a_signal_ends_a_run_at_once_and_leaves_a_checkpoint(elsewhere, number, 
     assert printed == b""
     assert log.splitlines()[-1] == b"hyperrbp: " + word + b"; go on with --resume"
     assert b"Traceback" not in log
-    steps = checkpoint.load(elsewhere / "here" / "checkpoint.json")["meta_step"]
+    steps = checkpoint.load(elsewhere / "here" / "checkpoint.json")[0]["meta_step"]
     assert steps in (records.read_bytes().count(b"\n"), records.read_bytes().count(b"\n") - 1)
     assert steps >= 1
 
@@ -634,7 +634,7 @@ def test_an_answer_that_cannot_be_written(words):
             env=BUFFERED,
         )
     assert done.returncode == 9
-    assert done.stderr == b"hyperrbp: output: No space left on device\n"
+    assert done.stderr == b"hyperrbp: output: No space left on device; free some space\n"
 
 
 def test_a_run_goes_on_when_nobody_reads_its_progress():

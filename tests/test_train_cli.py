@@ -136,7 +136,8 @@ def test_what_is_refused(elsewhere):
     assert_refused(
         run("train", "run", "--resume", "--seed", "3"), 7, "seed: 1234 → 3", "training.epochs"
     )
-    (elsewhere / "run" / "checkpoint.json").write_text("{")
+    for file in ("checkpoint.json", "checkpoint.previous.json"):
+        (elsewhere / "run" / file).write_text("{")
     assert_refused(run("train", "run", "--resume", "--epochs", "3"), 7, "checkpoint.json")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,9 +50,7 @@ class TensorBoard:
         self._curves = {
             last if step == -1 else step for step in experiment.recipe.record.inner_curves
         }
-        self._writer = SummaryWriter(
-            str(folder.events), purge_step=len(earlier) if earlier else None
-        )
+        self._writer = event_writer(folder.events, len(earlier))
         if not earlier:
             text = experiment.recipe.to_yaml()
             self._writer.add_text("recipe", "\n".join(f"    {row}" for row in text.splitlines()))
@@ -80,6 +79,17 @@ class TensorBoard:
             self._writer.close()
 
 
+def event_writer(events: Path, step: int) -> SummaryWriter:
+    """A writer that begins at a step: what is there of it and of later ones is purged."""
+    files = list(events.glob("events.out.tfevents.*"))
+    # Readers order the files by the second in their names.
+    newest = max((int(file.name.split(".")[3]) for file in files), default=0)
+    deadline = time.monotonic() + 2  # should the clock have gone back
+    while int(time.time()) <= newest and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return SummaryWriter(str(events), purge_step=step if files else None)
+
+
 def scalars(record: Record) -> dict[str, float]:
     """Every number of a record that makes a curve, by its tag."""
     loss = record["meta_loss"]
@@ -102,6 +112,8 @@ def scalars(record: Record) -> dict[str, float]:
         tags["gradient/growth_rate"] = known["growth_rate"]
         tags["gradient/share_above_noise"] = known["told_apart"]
         tags |= {f"last_state/{_slug(name)}": value for name, value in known["norms"].items()}
+    if "rollbacks" in record:
+        tags["meta/rollbacks"] = len(record["rollbacks"])
     if "check" in record:
         tags |= _examination(record["check"])
     for phase, seconds in record["measured"]["seconds"].items():

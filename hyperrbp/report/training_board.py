@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+from hyperrbp.report.tensorboard import event_writer
 from hyperrbp.report.training import loss_of
 
 if TYPE_CHECKING:
@@ -27,9 +28,7 @@ class TrainingBoard:
         """Open the event files; what a resumed run wrote after its last checkpoint is purged."""
         self._trainee, self._folder = trainee, folder
         self._validated = sum("validation" in record for record in earlier)
-        self._writer = SummaryWriter(
-            str(folder.events), purge_step=trainee.position if folder.events.exists() else None
-        )
+        self._writer = event_writer(folder.events, trainee.position)
         if trainee.position == 0:
             text = trainee.recipe.to_yaml()
             self._writer.add_text("recipe", "\n".join(f"    {row}" for row in text.splitlines()))

@@ -96,7 +96,7 @@ def reproduce(
                 fresh = not cell.done(runs)
                 watch = audience.watch(cell) if fresh else Audience().watch(cell)
                 started = time.perf_counter()
-                outcomes[cell.name] = cell.outcome(runs, plan.data_root, watch)
+                outcomes[cell.name] = cell.outcome(runs, plan, watch)
                 if fresh:
                     audience.ended(cell, outcomes[cell.name], time.perf_counter() - started)
             finding = _not_run(a, plan, outcomes)

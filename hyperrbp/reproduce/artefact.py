@@ -22,6 +22,8 @@ class Plan:
     """How many; the artefact's own number if not given."""
     device: str = "auto"
     data_root: Path | None = None
+    inexact_resume: bool = False
+    """Go on with interrupted runs also where versions, threads or device have changed."""
 
     def number_of_seeds(self, quick: int, full: int) -> int:
         """What was asked for, or the artefact's own number."""

@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hyperrbp import cookbook
-from hyperrbp.errors import CheckpointError, DataError, DivergedError, HyperrbpError, UsageError
+from hyperrbp.errors import (
+    CheckpointError,
+    DataError,
+    DivergedError,
+    HyperrbpError,
+    LockError,
+    StorageError,
+    UsageError,
+)
+from hyperrbp.lock import held
 from hyperrbp.recipe import Recipe, read, read_any
 from hyperrbp.run_folder import RunFolder
 from hyperrbp.schema import AnyRecipe
@@ -20,6 +29,7 @@ if TYPE_CHECKING:
     import torch
 
     from hyperrbp.experiment import Experiment
+    from hyperrbp.reproduce.artefact import Plan
     from hyperrbp.train import Record
     from hyperrbp.trainee import Trainee
 
@@ -53,12 +63,14 @@ class Cell(ABC):
     name: str
     recipe: AnyRecipe
 
-    def outcome(self, runs: Path, data_root: Path | None, watch: Watch) -> Outcome:
+    def outcome(self, runs: Path, plan: Plan, watch: Watch) -> Outcome:
         """Run it, go on with it, or read what it came to.
 
         Raises:
             UsageError: if its folder holds a run of another recipe.
             CheckpointError: if the run there cannot be gone on with.
+            LockError: if another process is at it.
+            StorageError: if it cannot be written.
         """
         folder = RunFolder(runs / self.name)
         if folder.result_file.exists():
@@ -69,7 +81,7 @@ class Cell(ABC):
         if folder.recipe_file.exists():
             self._check_same(folder)
         try:
-            result = self.run(folder, data_root, watch)
+            result = self.run(folder, plan, watch)
         except DivergedError as error:
             result = folder.result() if folder.result_file.exists() else {}
             return Outcome(folder, result, str(error))
@@ -77,7 +89,7 @@ class Cell(ABC):
             absent = "files absent" if "not found" in str(error) else str(error)
             return Outcome(folder, {}, f"not run: {absent}")
         except HyperrbpError as error:
-            if isinstance(error, UsageError | CheckpointError):
+            if isinstance(error, UsageError | CheckpointError | LockError | StorageError):
                 raise
             return Outcome(folder, {}, f"not run: {error}")
         return Outcome(folder, result)
@@ -96,22 +108,23 @@ class Cell(ABC):
             )
 
     @abstractmethod
-    def run(self, folder: RunFolder, data_root: Path | None, watch: Watch) -> dict[str, Any]:
+    def run(self, folder: RunFolder, plan: Plan, watch: Watch) -> dict[str, Any]:
         """Run it, or go on with it; returns the result."""
 
 
 class TrainCell(Cell):
     """``hyperrbp train``."""
 
-    def run(self, folder: RunFolder, data_root: Path | None, watch: Watch) -> dict[str, Any]:
+    def run(self, folder: RunFolder, plan: Plan, watch: Watch) -> dict[str, Any]:
         """Run it, or go on with it; returns the result."""
         from hyperrbp.train import train_recipe
 
         return train_recipe(
             self.recipe,
             folder.path,
-            data_root=data_root,
+            data_root=plan.data_root,
             resume=folder.recipe_file.exists(),
+            inexact_resume=plan.inexact_resume,
             observers=[_TrainWatch(watch)],
         )
 
@@ -119,7 +132,7 @@ class TrainCell(Cell):
 class TuneCell(Cell):
     """``hyperrbp tune``."""
 
-    def run(self, folder: RunFolder, data_root: Path | None, watch: Watch) -> dict[str, Any]:
+    def run(self, folder: RunFolder, plan: Plan, watch: Watch) -> dict[str, Any]:
         """Run it, or go on with it; returns the result."""
         from hyperrbp.tune import tune_recipe
 
@@ -127,8 +140,9 @@ class TuneCell(Cell):
         return tune_recipe(
             self.recipe,
             folder.path,
-            data_root=data_root,
+            data_root=plan.data_root,
             resume=folder.recipe_file.exists(),
+            inexact_resume=plan.inexact_resume,
             observers=[_TuneWatch(watch)],
         )
 
@@ -141,19 +155,20 @@ class CompareCell(Cell):
     truncs: tuple[int, ...] = (10, 50, 100)
     repeats: int = 10
 
-    def run(self, folder: RunFolder, data_root: Path | None, watch: Watch) -> dict[str, Any]:
+    def run(self, folder: RunFolder, plan: Plan, watch: Watch) -> dict[str, Any]:
         """Run it; returns the document."""
         from hyperrbp.compare import compare
         from hyperrbp.contender import contenders
         from hyperrbp.report.comparison import write
 
         assert isinstance(self.recipe, Recipe)
-        shutil.rmtree(folder.path, ignore_errors=True)
         field = contenders(self.methods, self.truncs, [self.recipe.inner.steps])
-        document = compare(self.recipe, field, repeats=self.repeats, data_root=data_root)
-        write(document, folder.path)
-        folder.create(self.recipe)
-        folder.write_result(document)
+        with held(folder.path):
+            document = compare(self.recipe, field, repeats=self.repeats, data_root=plan.data_root)
+            shutil.rmtree(folder.events, ignore_errors=True)  # of an earlier try
+            write(document, folder.path)
+            folder.create(self.recipe)
+            folder.write_result(document)
         return dict(json.loads(folder.result_file.read_text(encoding="utf-8")))
 
 

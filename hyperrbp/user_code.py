@@ -1,0 +1,70 @@
+"""Python code that a recipe names: a function of a file, or of an importable module.
+
+Reading a recipe never runs it. The command line asks for ``--run-code`` first; from Python, whoever
+runs such a recipe has said so by running it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from hyperrbp.errors import UsageError
+
+_NAMED = re.compile(r"(?P<module>[^:]*[^:\s]):(?P<function>[A-Za-z_]\w*)")
+
+
+def is_code(name: str) -> bool:
+    """Whether a name has the form ``file.py:function`` or ``package.module:function``."""
+    return _NAMED.fullmatch(name) is not None
+
+
+def described(name: str) -> str:
+    """What will run, in words."""
+    module, function = name.rsplit(":", 1)
+    return f"'{function}' of {module}"
+
+
+def located(name: str, folder: Path) -> str:
+    """The same name with an absolute file, where that was given relative to a folder."""
+    module, function = name.rsplit(":", 1)
+    return f"{(folder / module).absolute()}:{function}" if module.endswith(".py") else name
+
+
+def run(name: str, *arguments: Any, **options: Any) -> Any:
+    """Import the module, and call its function.
+
+    Raises:
+        UsageError: if there is no such module or function, or it fails.
+    """
+    module, function = name.rsplit(":", 1)
+    try:
+        found = getattr(_imported(module), function)
+        if not callable(found):
+            raise TypeError(f"{function} is not a function")
+        called: Callable[..., Any] = found
+        return called(*arguments, **options)
+    except Exception as error:  # it is any code at all
+        reason = " ".join(str(error).split())
+        raise UsageError(f"{described(name)}: {type(error).__name__}: {reason}") from error
+
+
+def _imported(module: str) -> ModuleType:
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # nothing is written beside it
+    try:
+        if not module.endswith(".py"):
+            return importlib.import_module(module)
+        spec = importlib.util.spec_from_file_location(f"_recipe_{Path(module).stem}", module)
+        assert spec is not None
+        assert spec.loader is not None
+        loaded = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(loaded)
+        return loaded
+    finally:
+        sys.dont_write_bytecode = before
