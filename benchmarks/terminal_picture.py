@@ -31,7 +31,7 @@ class Halfway(Dashboard):
         super().stepped(record, theta)
         if record["meta_step"] == 20:
             self._console.print(self._bar)
-            self._console.print(state_table(self._records))
+            self._console.print(state_table(self._losses, record))
             self._console.print()
 
 

@@ -19,7 +19,9 @@ def main() -> None:
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    os.write(2, b"hyperrbp: stopped before it had begun\n")
+    os.write(
+        2, b"hyperrbp: interrupted\n" if number == signal.SIGINT else b"hyperrbp: terminated\n"
+    )
     os._exit(128 + number)
 
 

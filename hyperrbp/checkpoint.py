@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,9 +85,10 @@ def save(path: Path, content: dict[str, Any], tensors: dict[str, Tensor] | None 
     whole = json.dumps({"sha256": _digest(body), "content": body}) + "\n"
     write_atomically(path, whole, keep=previous(path))
     if tensors is not None:
-        used = {beside, _tensors_of(previous(path))}
-        for old in set(path.parent.glob(f"{path.stem}-*.safetensors")) - used:
-            old.unlink(missing_ok=True)
+        with suppress(OSError, CheckpointError):  # it stands; the next one sweeps again
+            used = {beside, _tensors_of(previous(path))}
+            for old in set(path.parent.glob(f"{path.stem}-*.safetensors")) - used:
+                old.unlink(missing_ok=True)
 
 
 def load(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -97,6 +99,7 @@ def load(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
     Raises:
         CheckpointError: if there is none, or none that is exactly what was written.
+        StorageError: if a damaged one cannot be put aside.
     """
     damage: list[CheckpointError] = []
     for file in (path, previous(path)):
@@ -110,11 +113,18 @@ def load(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             continue
         if damage:
             log.warning("%s; going on from the one before it, %s", damage[0], file.name)
-            path.replace(path.with_name(f"{path.stem}.damaged{path.suffix}"))
+            _put_aside(path)
         return content, tensors
     if damage:
         raise CheckpointError("\n".join(map(str, damage)))
     raise CheckpointError(f"{path}: there is no checkpoint")
+
+
+def _put_aside(path: Path) -> None:
+    try:
+        path.replace(path.with_name(f"{path.stem}.damaged{path.suffix}"))
+    except OSError as error:
+        raise StorageError(f"{path}: {error.strerror or error}") from error
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -151,10 +161,9 @@ def _read_beside(file: Path, content: dict[str, Any]) -> dict[str, Tensor]:
 
 def _tensors_of(file: Path) -> Path | None:
     """Where the tensors of a checkpoint lie, if there are any."""
-    try:
-        named = _read(file).get("tensors")
-    except (FileNotFoundError, CheckpointError):
+    if not file.exists():
         return None
+    named = _read(file).get("tensors")
     return None if named is None else file.with_name(named["file"])
 
 

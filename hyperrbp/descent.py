@@ -249,6 +249,7 @@ def _update(state: MetaState, gradient: Tensor, meta: MetaSettings) -> None:
     adam.step()
     _require_finite("hyperparameters after the update", theta.detach(), n)
     moments = adam.state[theta]
+    _require_finite("square of the hypergradient", moments["exp_avg_sq"], n)
     state.theta, state.meta_step = theta.detach().clone(), n + 1
     state.adam_steps += 1
     state.first_moment, state.second_moment = moments["exp_avg"], moments["exp_avg_sq"]

@@ -65,9 +65,9 @@ def train_recipe(
         HyperrbpError: any other failure of :mod:`hyperrbp.errors`.
     """
     with open_run(out or default_folder(recipe.name), resume) as folder:
-        trainee = _trainee(recipe, data_root, hyperparameters)
         if resume:
-            folder.check_same(trainee.recipe)
+            folder.check_same(recipe)
+        trainee = _trainee(recipe, data_root, hyperparameters)
         restored = resume and _restored(trainee, folder, inexact_resume)
         folder.create(trainee.recipe)
         folder.forget_from(trainee.unit, trainee.position)

@@ -64,11 +64,10 @@ def tune_recipe(
         HyperrbpError: any other failure of :mod:`hyperrbp.errors`.
     """
     with open_run(out or default_folder(recipe.name), resume) as folder:
-        experiment = Experiment(recipe, data_root)
-        state = None
         if resume:
-            folder.check_same(experiment.recipe)
-            state = _restored(folder, experiment, inexact_resume)
+            folder.check_same(recipe)
+        experiment = Experiment(recipe, data_root)
+        state = _restored(folder, experiment, inexact_resume) if resume else None
         folder.create(experiment.recipe)
         folder.forget_from("meta_step", 0 if state is None else state.meta_step)
         if state is None:
@@ -211,6 +210,7 @@ def _finish(
         "inexact_resumes": folder.inexact_resumes,
         "environment": experiment.environment(),
     }
+    result = checkpoint.finite(result)  # a rate that overflows is none
     folder.write_result(result)
     folder.write_hyperparameters(
         result["hyperparameters"], parameter_groups(result, recipe.inner.update)

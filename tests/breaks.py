@@ -30,6 +30,7 @@ class Collector:
         self.found: dict[tuple[str, Break], str] = {}
         """A test to see each by: the first of its parameters."""
 
+    @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         for item in items:
             for mark in item.iter_markers("catches"):
@@ -45,7 +46,7 @@ def collected(expression: str = "") -> dict[tuple[str, Break], str]:
     return collector.found
 
 
-def seen(function: str, broken: Break, folder: Path) -> bool:
+def seen(test: str, broken: Break, folder: Path) -> bool:
     """Whether the test fails on a package that is broken so."""
     shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".*", "__pycache__", "runs"))
     file, old, new = broken
@@ -54,7 +55,7 @@ def seen(function: str, broken: Break, folder: Path) -> bool:
     assert text.count(old) == 1, f"{file} has {text.count(old)} times {old!r}"
     place.write_text(text.replace(old, new), encoding="utf-8")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-x", "-q", "-m", "", "-n", "0", function],
+        [sys.executable, "-m", "pytest", "-x", "-q", "-m", "", "-n", "0", test],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,
@@ -68,9 +69,9 @@ def seen(function: str, broken: Break, folder: Path) -> bool:
 
 def outcomes(expression: str) -> Iterator[tuple[str, Break, bool]]:
     """Each test and break, and whether it was seen to fail."""
-    for function, broken in collected(expression):
+    for (function, broken), test in collected(expression).items():
         with tempfile.TemporaryDirectory() as scratch:
-            yield function, broken, seen(function, broken, Path(scratch, "package"))
+            yield function, broken, seen(test, broken, Path(scratch, "package"))
 
 
 def main() -> int:

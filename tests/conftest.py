@@ -26,7 +26,7 @@ from hyperrbp.problems.training import TrainingRun
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-pytest_plugins = ["promises"]
+pytest_plugins = ["promises", "pytester"]
 
 
 @dataclass

@@ -142,6 +142,13 @@ def test_reading_writes_nothing_prints_nothing_and_leaves_no_scratch(
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.promise(4)
+@pytest.mark.catches(
+    "citations.py",
+    "    planetoid = _planetoid_class()\n",
+    "    planetoid = _planetoid_class()\n"
+    "    raw = {name: (folder / name).read_bytes() for name in raw}\n",
+)
 @pytest.mark.usefixtures("needs_geometric")
 def test_what_is_parsed_is_what_was_verified(copied, tmp_path, monkeypatch):
     """A file that is swapped once its digest was found right is not the one that is opened."""
@@ -160,10 +167,17 @@ def test_what_is_parsed_is_what_was_verified(copied, tmp_path, monkeypatch):
 # What is refused
 
 
+@pytest.mark.promise(4, 21)
+@pytest.mark.catches(
+    "citations.py",
+    "        _verify(content, name, network, where=str(file))\n        raw[name] = content\n",
+    "        raw[name] = content\n",
+)
 @pytest.mark.usefixtures("never_unpickled")
 @pytest.mark.parametrize("download", [False, True])
 @pytest.mark.parametrize("name", FILES)
 def test_one_flipped_bit_is_refused_unopened(copied, name, download):
+    """A bit in the middle of each file. Catches a file that is not compared before it is opened."""
     file = copied / "Cora" / "raw" / name
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
@@ -176,8 +190,15 @@ def test_one_flipped_bit_is_refused_unopened(copied, name, download):
     assert message.count("…") == 2  # the digest that was found, too
 
 
+@pytest.mark.promise(4)
+@pytest.mark.catches(
+    "citations.py",
+    "        _verify(content, name, network, where=str(file))\n        raw[name] = content\n",
+    "        raw[name] = content\n",
+)
 @pytest.mark.parametrize("name", FILES)
 def test_a_hostile_pickle_does_not_run(copied, tmp_path, name):
+    """A pickle that would run, in place of each file. Catches one that is opened first."""
     marker = tmp_path / "marker"
     hostile = pickle.dumps(Marker(marker))
     pickle.loads(hostile)
@@ -189,8 +210,15 @@ def test_a_hostile_pickle_does_not_run(copied, tmp_path, name):
     assert not marker.exists()
 
 
+@pytest.mark.promise(4, 21)
+@pytest.mark.catches(
+    "citations.py",
+    "        _verify(content, name, network, where=str(file))\n        raw[name] = content\n",
+    "        raw[name] = content\n",
+)
 @pytest.mark.usefixtures("never_unpickled")
 def test_a_cut_file_is_refused(copied):
+    """A byte less. Catches a file that is opened to see whether it is whole."""
     file = copied / "Cora" / "raw" / "ind.cora.allx"
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(DataError, match=r"ind\.cora\.allx is not the published file"):
@@ -209,8 +237,11 @@ def test_a_missing_file_is_named_with_the_way_to_get_it(copied):
     assert "--set data.download=true" in message
 
 
+@pytest.mark.promise(21)
+@pytest.mark.catches("citations.py", "    if missing and not download:\n", "    if False:\n")
 @pytest.mark.parametrize(("name", "folder"), [("cora", "Cora"), ("pubmed", "PubMed")])
 def test_an_empty_root_lacks_every_file_and_stays_empty(tmp_path, name, folder):
+    """No network may be used, and nothing is made. Catches a download that nobody asked for."""
     with pytest.raises(DataError, match=f"{folder} not found") as caught:
         citations.load_citations(name, tmp_path)
     suffixes = ("x", "tx", "allx", "y", "ty", "ally", "graph", "test.index")
@@ -245,8 +276,15 @@ def test_every_digest_is_a_sha256_of_its_own():
 # What is downloaded
 
 
+@pytest.mark.promise(21)
+@pytest.mark.catches(
+    "citations.py",
+    "    missing = [file for file in network.digests if file not in raw]\n",
+    "    missing = list(network.digests) if len(raw) < len(network.digests) else []\n",
+)
 @pytest.mark.usefixtures("needs_geometric")
 def test_only_missing_files_are_downloaded_and_kept(copied, data_root, monkeypatch):
+    """Two of eight, over https; the rest stay to the bit. Catches a set fetched as a whole."""
     raw = copied / "Cora" / "raw"
     before = tree(raw)
     for name in ("ind.cora.graph", "ind.cora.test.index"):
@@ -273,9 +311,21 @@ def test_an_empty_root_is_filled(data_root, tmp_path, monkeypatch):
     assert [path.name for path in (root / "Cora").iterdir()] == ["raw"]
 
 
+@pytest.mark.promise(4, 21)
+@pytest.mark.catches("citations.py", "    _verify(content, name, network, where=address)\n", "")
+@pytest.mark.catches(
+    "citations.py",
+    "        fetched = {file: _fetch(planetoid.url, file, folder, network) for file in missing}\n"
+    "        _keep(fetched, folder)  # only now that all of them are the right ones\n",
+    "        fetched = {}\n"
+    "        for file in missing:\n"
+    "            fetched[file] = _fetch(planetoid.url, file, folder, network)\n"
+    "            _keep(fetched, folder)\n",
+)
 @pytest.mark.usefixtures("needs_geometric")
 @pytest.mark.parametrize("damage", ["cut", "hostile"])
 def test_a_wrong_download_is_not_kept(copied, tmp_path, monkeypatch, damage):
+    """The last of eight is cut, or hostile: none is kept. Catches files kept one by one."""
     served = tmp_path / "served"
     shutil.copytree(copied / "Cora" / "raw", served)
     last = served / list(CORA.digests)[-1]
@@ -294,7 +344,15 @@ def test_a_wrong_download_is_not_kept(copied, tmp_path, monkeypatch, damage):
 @pytest.mark.parametrize(
     "error", [urllib.error.URLError("no route"), TimeoutError(), ConnectionResetError("gone")]
 )
+@pytest.mark.promise(21)
+@pytest.mark.catches(
+    "citations.py",
+    "    except (OSError, http.client.HTTPException) as error:\n",
+    "    except http.client.HTTPException as error:\n",
+)
 def test_a_failed_download_says_so(tmp_path, monkeypatch, error):
+    """Three ways in which a connection fails: a data error, and nothing is made."""
+
     def urlopen(address, **kwargs):
         raise error
 

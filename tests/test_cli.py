@@ -262,7 +262,16 @@ def test_a_long_fault_stays_on_its_line(elsewhere):
     assert done.stderr == f"hyperrbp: {folder}/bad.yaml:1: seed: expected at least 0, got -1\n"
 
 
-def test_a_faulty_recipe_is_refused_before_data_or_device_are_touched(monkeypatch):
+@pytest.mark.promise(6)
+@pytest.mark.catches(
+    "cli.py",
+    "    recipe = read(file, [*_settings(settings), *overrides])",
+    "    from hyperrbp import experiment\n\n    experiment.choose_device('cpu')\n"
+    "    recipe = read(file, [*_settings(settings), *overrides])",
+)
+def test_a_faulty_recipe_is_refused_before_data_or_device_are_touched(monkeypatch, cases):
+    """Three faults with data and device that must not be asked; catches a device chosen first."""
+
     def touched(*args, **kwargs):
         raise AssertionError("touched")
 
@@ -270,6 +279,7 @@ def test_a_faulty_recipe_is_refused_before_data_or_device_are_touched(monkeypatc
     monkeypatch.setattr("hyperrbp.experiment.choose_device", touched)
     for words in (["--trunc", "0"], ["--set", "inner.steps=x"], ["--dry-run", "--seed", "-1"]):
         assert_refused(run("tune", "mnist", "--device", "cuda", *words), 2)
+        cases()
     assert not Path("runs").exists()
 
 
@@ -566,8 +576,11 @@ def test_a_signal_that_turns_into_another_exception_is_still_a_signal(monkeypatc
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.promise(8)
+@pytest.mark.catches("cli.py", "        watchdog[0].start()", "        pass")
 @pytest.mark.parametrize(("grace", "signals"), [("0.5", 1), ("60", 2)])
 def test_a_signal_that_gets_lost_ends_the_run_all_the_same(grace, signals):
+    """One swallowed by other code, and a second one; catches a watchdog that never barks."""
     code = f"""
 import contextlib, os, signal, time
 from hyperrbp import cli, cookbook

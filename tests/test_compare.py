@@ -823,7 +823,15 @@ def test_what_does_not_fit_the_run_failed_before_anything_is_measured(machine):
     assert fake.asked(measurement.meter) == [("bptt", None), ("tbptt", 10)]
 
 
+@pytest.mark.promise(11)
+@pytest.mark.catches(
+    "compare.py", '"out of memory" if isinstance(error, MemoryExhaustedError)', '"failed" if True'
+)
+@pytest.mark.catches(
+    "compare.py", "left = [c for c in left if c != now[0]]\n            continue", "raise"
+)
 def test_running_out_of_memory_is_a_row_and_the_others_are_measured(machine):
+    """Out of memory under the meters and on the clock; catches a row that fails the whole."""
     fake = machine(fails={
         (measurement.meter, "neumann", 10): MemoryExhaustedError("no room"),
         (measurement.clock, "cg", 10): MemoryExhaustedError("no room left"),

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
+import http.client
+import io
 import random
 import socket
 import struct
+import urllib.request
 from pathlib import Path
 
 import platformdirs
 import pytest
 import torch
+from torchvision import datasets
 
 from hyperrbp import data
-from hyperrbp.errors import DataError
+from hyperrbp.errors import DataError, StorageError
 from hyperrbp.problems.batches import Batch
 
 # --- digits --------------------------------------------------------------------------------------
@@ -120,8 +126,11 @@ def offline(monkeypatch):
     return tried
 
 
+@pytest.mark.promise(21)
+@pytest.mark.catches("data.py", "            if not file.is_file()\n", "")
 @pytest.mark.parametrize("name", TORCHVISION)
 def test_whole_files_are_read(tmp_path, offline, name):
+    """What is there is read to the bit, and is not fetched again even if a download is allowed."""
     write(tmp_path, GOOD, TORCHVISION[name])
     read = data.load(name, tmp_path)
     for part, count in ((read.train, TRAIN), (read.heldout, HELDOUT)):
@@ -134,8 +143,14 @@ def test_whole_files_are_read(tmp_path, offline, name):
     assert not offline
 
 
+@pytest.mark.promise(21)
+@pytest.mark.catches("data.py", "        if missing and not download:\n", "        if False:\n")
 @pytest.mark.parametrize("name", TORCHVISION)
-def test_nothing_is_downloaded_unless_asked_for(tmp_path, offline, name):
+def test_nothing_is_downloaded_unless_asked_for(tmp_path, offline, cases, name):
+    """Sockets raise; a missing set is refused with the ways to get it, and nothing is made.
+
+    Catches a download that nobody asked for.
+    """
     with pytest.raises(DataError) as refused:
         data.load(name, tmp_path / "nowhere")
     message = str(refused.value)
@@ -144,6 +159,7 @@ def test_nothing_is_downloaded_unless_asked_for(tmp_path, offline, name):
         assert hint in message
     assert not offline
     assert not (tmp_path / "nowhere").exists()
+    cases()
 
 
 def test_digits_need_no_network(tmp_path, offline):
@@ -152,10 +168,14 @@ def test_digits_need_no_network(tmp_path, offline):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.promise(21)
+@pytest.mark.catches("data.py", "                path.rmdir()\n", "                pass\n")
 def test_a_download_that_fails_says_so(tmp_path, offline):
+    """Without a network: a data error with the reason, and the folders are gone again."""
     with pytest.raises(DataError, match=r"MNIST cannot be downloaded into .*no network in this"):
-        data.load("mnist", tmp_path, download=True)
+        data.load("mnist", tmp_path / "root", download=True)
     assert offline
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("absent", GOOD)
@@ -211,6 +231,197 @@ def test_a_damaged_file_is_named(tmp_path, offline, name, content, words, downlo
     assert "\n" not in message
     assert not message.endswith(": ")
     assert not offline
+
+
+# --- downloads -----------------------------------------------------------------------------------
+
+
+class Response(io.BytesIO):
+    """What urlopen returns; a connection may break in the middle of it."""
+
+    def __init__(self, address: str, content: bytes, breaks: Exception | None = None) -> None:
+        super().__init__(content)
+        self.url, self.length, self._breaks = address, len(content), breaks
+
+    def read(self, size: int | None = -1) -> bytes:
+        if self._breaks:
+            raise self._breaks
+        return super().read(size)
+
+
+class Mirror:
+    """Serves archives of GOOD; their digests are the published ones. Knows what was asked for."""
+
+    def __init__(self, monkeypatch, class_name: str = "MNIST") -> None:
+        packed = {f"{name}.gz": gzip.compress(content) for name, content in GOOD.items()}
+        published = [(name, hashlib.md5(content).hexdigest()) for name, content in packed.items()]
+        monkeypatch.setattr(getattr(datasets, class_name), "resources", published)
+        monkeypatch.setattr(urllib.request, "urlopen", self._urlopen)
+        self.archives, self.breaks, self.asked = packed, {}, []
+
+    def _urlopen(self, request, *args, **kwargs) -> Response:
+        address = getattr(request, "full_url", request)
+        self.asked.append(address)
+        name = address.rpartition("/")[2]
+        return Response(address, self.archives[name], self.breaks.get(name))
+
+
+def everything(root: Path) -> dict[str, bytes | None]:
+    return {
+        str(path.relative_to(root)): path.read_bytes() if path.is_file() else None
+        for path in root.rglob("*")
+    }
+
+
+def whole(folder: str) -> dict[str, bytes | None]:
+    files = {f"{folder}/raw/{name}": content for name, content in GOOD.items()}
+    return {folder: None, f"{folder}/raw": None, **files}
+
+
+@pytest.mark.promise(21)
+@pytest.mark.catches(
+    "data.py",
+    '"https://codh.rois.ac.jp/kmnist/dataset/kmnist"',
+    '"http://codh.rois.ac.jp/kmnist/dataset/kmnist"',
+)
+@pytest.mark.catches(
+    "data.py",
+    "                Path(scratch, file.name).write_bytes(gzip.decompress(archive))\n",
+    "                Path(scratch, file.name).write_bytes(archive)\n",
+)
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_a_good_download_is_read_and_kept(tmp_path, monkeypatch, cases, name):
+    """All files over https, unpacked under their names and nothing else; not fetched again.
+
+    Catches an address without encryption, archives kept as they came, and scratch that stays.
+    """
+    folder = TORCHVISION[name]
+    mirror = Mirror(monkeypatch, folder)
+    read = data.load(name, tmp_path, download=True)
+    assert read.train.targets.tolist() == classes(TRAIN)
+    assert read.heldout.targets.tolist() == classes(HELDOUT)
+    assert everything(tmp_path) == whole(folder)
+    assert {address.rpartition("/")[2] for address in mirror.asked} == set(mirror.archives)
+    assert all(address.startswith("https://") for address in mirror.asked)
+    count = len(mirror.asked)
+    data.load(name, tmp_path, download=True)
+    assert len(mirror.asked) == count
+    cases(len(mirror.archives))
+
+
+@pytest.mark.promise(21)
+@pytest.mark.catches(
+    "data.py",
+    "            _download(class_name, missing, folder)\n",
+    "            sums = [md5 for _, md5 in kind.resources]\n"
+    "            _download(class_name, dict(zip(files, sums)), folder)\n",
+)
+@pytest.mark.parametrize("there", GOOD)
+def test_only_what_is_missing_is_fetched(tmp_path, monkeypatch, cases, there):
+    """What is there already stays as it is, to the bit and the time stamp.
+
+    Catches a set that is fetched as a whole.
+    """
+    mirror = Mirror(monkeypatch)
+    raw = write(tmp_path, {there: GOOD[there]})
+    before = (raw / there).stat()
+    data.load("mnist", tmp_path, download=True)
+    assert f"{there}.gz" not in {address.rpartition("/")[2] for address in mirror.asked}
+    assert (raw / there).stat().st_mtime_ns == before.st_mtime_ns
+    assert (raw / there).stat().st_ino == before.st_ino
+    assert everything(tmp_path) == whole("MNIST")
+    cases()
+
+
+def spoilt(mirror: Mirror, monkeypatch, how: str, archive: str) -> None:
+    content = mirror.archives[archive]
+    if how == "flipped":
+        middle = len(content) // 2
+        content = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+    elif how == "cut":
+        content = content[:-1]
+    elif how == "another":
+        content = gzip.compress(GOOD[IMAGES] + b"x")
+    elif how == "page":
+        content = b"<html>log in to the hotel's network</html>"
+    elif how == "breaks":
+        mirror.breaks[archive] = http.client.IncompleteRead(content[:5])
+    elif how == "reset":
+        mirror.breaks[archive] = ConnectionResetError("reset by peer")
+    mirror.archives[archive] = content
+
+
+@pytest.mark.promise(21)
+@pytest.mark.catches("data.py", "    if found != md5:\n", "    if not archive:\n")
+@pytest.mark.catches(
+    "data.py",
+    "                Path(scratch, file.name).write_bytes(gzip.decompress(archive))\n",
+    "                file.write_bytes(gzip.decompress(archive))\n",
+)
+@pytest.mark.catches(
+    "data.py",
+    '                archive = _fetched(f"{_MIRRORS[class_name]}/{file.name}.gz", md5)\n',
+    "                from torchvision.datasets.utils import download_url\n"
+    '                address = f"{_MIRRORS[class_name]}/{file.name}.gz"\n'
+    "                download_url(address, scratch, md5=md5)\n"
+    '                archive = Path(scratch, f"{file.name}.gz").read_bytes()\n',
+)
+@pytest.mark.parametrize("how", ["flipped", "cut", "another", "page", "breaks", "reset"])
+@pytest.mark.parametrize("which", GOOD)
+def test_a_download_is_whole_or_not_at_all(tmp_path, monkeypatch, cases, how, which):
+    """Each archive flipped, cut, another, a web page or broken off: nothing of the set appears.
+
+    Catches a checksum not taken, files kept one by one, and a second try without encryption.
+    """
+    mirror = Mirror(monkeypatch)
+    spoilt(mirror, monkeypatch, how, f"{which}.gz")
+    with pytest.raises(DataError, match=r"MNIST cannot be downloaded into .*: \S"):
+        data.load("mnist", tmp_path / "empty", download=True)
+    assert list(tmp_path.iterdir()) == []
+    assert all(address.startswith("https://") for address in mirror.asked)
+    # What was there before stays, and nothing comes beside it.
+    kept = next(name for name in GOOD if name != which)
+    write(tmp_path / "some", {kept: GOOD[kept], "notes": b"mine"})
+    before = everything(tmp_path)
+    with pytest.raises(DataError, match="MNIST cannot be downloaded"):
+        data.load("mnist", tmp_path / "some", download=True)
+    assert everything(tmp_path) == before
+    cases(2)
+
+
+@pytest.mark.promise(21)
+@pytest.mark.catches("data.py", "                file.unlink()\n", "                pass\n")
+@pytest.mark.parametrize("call", ["write_bytes", "replace"])
+@pytest.mark.parametrize("nth", [1, 2, 3, 4])
+def test_a_disk_that_fills_up_leaves_nothing_of_a_download(tmp_path, monkeypatch, cases, call, nth):
+    """The nth file cannot be written, or moved into its place: nothing of the set appears."""
+    Mirror(monkeypatch)
+    real, calls = getattr(Path, call), []
+
+    def full(self, *arguments):
+        calls.append(self)
+        if len(calls) == nth:
+            raise OSError(28, "No space left on device")
+        return real(self, *arguments)
+
+    monkeypatch.setattr(Path, call, full)
+    with pytest.raises((DataError, StorageError), match="No space left on device"):
+        data.load("mnist", tmp_path / "root", download=True)
+    assert len(calls) == nth
+    assert list(tmp_path.iterdir()) == []
+    cases()
+
+
+@pytest.mark.promise(21)
+@pytest.mark.catches("data.py", "                file.unlink()\n", "                pass\n")
+def test_a_folder_in_a_files_place_stops_the_whole_download(tmp_path, monkeypatch):
+    """The last file cannot be moved, for real: those before it are taken back."""
+    Mirror(monkeypatch)
+    (tmp_path / "MNIST" / "raw" / list(GOOD)[-1]).mkdir(parents=True)
+    before = everything(tmp_path)
+    with pytest.raises(DataError, match="MNIST cannot be downloaded"):
+        data.load("mnist", tmp_path, download=True)
+    assert everything(tmp_path) == before
 
 
 def test_a_set_without_examples_is_refused(monkeypatch, tmp_path):

@@ -241,9 +241,17 @@ def test_the_spectrum_of_a_jacobian_that_overflowed_is_unknown(entry, n):
 # --- the series and the solve ---------------------------------------------------------------------
 
 
+@pytest.mark.promise(10)
+@pytest.mark.catches(
+    "diagnostics/series.py", "return math.exp(slope)", "return norms[-1] / norms[-2]"
+)
 @pytest.mark.parametrize("radius", RADII)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_series_walks_through_dense_powers(kind, radius):
+    """Norms and growth of the terms by dense powers, for radius 0.5, 0.99, 1.01, 1.5.
+
+    Catches a growth that is told from two terms.
+    """
     A, B, g = known(kind, radius, 12)[0], normal(12, 4, seed=7), normal(12, seed=5)
     found = walk_series(lambda u: A.T @ u, g, lambda u: B.T @ u, 40)
     every = terms(A, g, 41)
@@ -553,6 +561,12 @@ def by_rule(first: Tensor, longest: Tensor, truth: Tensor | None, norms: Tensor)
     return "settled" if same else "not converged"
 
 
+@pytest.mark.promise(10)
+@pytest.mark.catches(
+    "gradients/implicit.py",
+    "if norms[-1] > norms[len(norms) // 2] else",
+    "if norms[-1] > 10 * norms[len(norms) // 2] else",
+)
 @pytest.mark.parametrize(
     ("radius", "steps", "K", "with_exact", "without"),
     [
@@ -563,7 +577,12 @@ def by_rule(first: Tensor, longest: Tensor, truth: Tensor | None, norms: Tensor)
     ],
 )
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_verdict_on_known_systems(kind, radius, steps, K, with_exact, without):
+def test_the_verdict_on_known_systems(kind, radius, steps, K, with_exact, without, cases):
+    """Spectral radius 0.5, 0.99, 1.01, 1.5 in four kinds of Jacobians: the verdict by dense sums.
+
+    Catches a slow growth that is overlooked.
+    """
+    cases(2)
     problem, theta = system(kind, radius, steps, flat=kind in ("skewed", "momentum"))
     for scope, obvious in ((WITH, with_exact), (WITHOUT, without)):
         found = examine(problem, theta, GradientSettings("neumann", K), scope)
@@ -629,7 +648,17 @@ def test_the_verdict_on_systems_made_for_it(name):
     assert name != "uphill" or document["horizon"]["flipped"] == [[], [], ["rate/w0"]]
 
 
+@pytest.mark.promise(10)
+@pytest.mark.catches(
+    "dynamics.py",
+    "below: Tensor = squares.sqrt() <= floor",
+    "below: Tensor = squares.sqrt() < 0 * floor",
+)
 def test_parameters_that_are_not_felt_are_named_and_no_others():
+    """The one hyperparameter that is not used is named, and its zero is told to say nothing.
+
+    Catches a zero that counts as information.
+    """
     problem, theta = halving(80)
     problem.B[:, 2] = 0.0
     found = examine(problem, theta, GradientSettings("neumann", 60))

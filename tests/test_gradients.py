@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import random
 
+import numpy as np
 import pytest
 import torch
 from conftest import Linear, random_linear, small_training_run
@@ -37,9 +39,24 @@ def test_a_registered_name_is_the_methods_own(name):
     assert method_class(name).__doc__
 
 
+@pytest.mark.promise(16)
+@pytest.mark.catches(
+    "dynamics.py",
+    "        return _pullback(self._image, [self._h], u)[0]\n",
+    "        return self.forward(u)\n",
+)
+@pytest.mark.catches(
+    "gradients/implicit.py",
+    "mean, error = mean_and_standard_error([sample.gradient for sample in samples])",
+    "mean, error = mean_and_standard_error([sample.gradient * (1 + 1e-9) for sample in samples])",
+)
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("seed", range(3))
 def test_closed_form_on_a_contraction(name, seed):
+    """Relatively to 1e-10, in float64, on Jacobians that are not symmetric.
+
+    Catches J in the place of Jᵀ, and an error of 1e-9.
+    """
     problem, theta = random_linear(norm=0.6, steps=80, seed=seed)
     assert not torch.allclose(problem.A, problem.A.T)
     truth = problem.closed_form(theta)
@@ -50,10 +67,26 @@ def test_closed_form_on_a_contraction(name, seed):
     assert found.gradient.shape == (5,)
 
 
+@pytest.mark.promise(16)
+@pytest.mark.catches(
+    "gradients/tbptt.py",
+    "            adjoints, along_theta = update.both_transposed(adjoints)\n",
+    "            adjoints, along_theta = update.both_transposed(adjoints * (1 - 1e-7))\n",
+)
+@pytest.mark.catches(
+    "gradients/implicit.py",
+    "mean, error = mean_and_standard_error([sample.gradient for sample in samples])",
+    "mean, error = mean_and_standard_error([sample.gradient * (1 + 1e-7) for sample in samples])",
+)
 @pytest.mark.parametrize("name", ALL)
 def test_agrees_with_bptt_where_the_series_has_converged(name):
+    """Each method against BPTT, relatively to 1e-8, on a gradient far from zero.
+
+    Catches a loss of 1e-7 an update.
+    """
     problem, theta = random_linear(n=20, p=7, norm=0.6, steps=120, seed=9)
     exact = hypergradient(problem, theta, "bptt").gradient
+    assert exact.norm() > 1
     assert 0.6**60 < 1e-12
     assert relative(hypergradient(problem, theta, name, trunc=60).gradient, exact) < 1e-8
 
@@ -123,6 +156,17 @@ def diagonal(radius: float, steps: int = 3) -> tuple[Linear, torch.Tensor]:
     ), torch.zeros(3, dtype=torch.float64)
 
 
+@pytest.mark.promise(10)
+@pytest.mark.catches(
+    "gradients/implicit.py",
+    "if norms[-1] > norms[len(norms) // 2] else",
+    "if norms[-1] > norms[0] else",
+)
+@pytest.mark.catches(
+    "gradients/implicit.py",
+    "    if norms[-1] <= tolerance:\n        return Status.CONVERGED\n",
+    "    if norms[-1] < norms[0]:\n        return Status.CONVERGED\n",
+)
 @pytest.mark.parametrize(
     ("radius", "trunc", "status"),
     [
@@ -136,6 +180,10 @@ def diagonal(radius: float, steps: int = 3) -> tuple[Linear, torch.Tensor]:
 )
 @pytest.mark.parametrize("name", ["neumann", "rbp"])
 def test_a_series_says_how_it_ended(name, radius, trunc, status):
+    """Spectral radius 0.5, 0.99, 1.01, 1.5 and one that overflows: converged, truncated, growing.
+
+    Catches a slow growth that is taken for a slow decay, and a truncation for an end.
+    """
     problem, theta = diagonal(radius)
     found = hypergradient(problem, theta, name, trunc=trunc)
     assert found.status is status
@@ -221,8 +269,19 @@ def test_rbp_stops_at_its_tolerance():
 # --- the training run ----------------------------------------------------------------------------
 
 
+@pytest.mark.promise(16)
+@pytest.mark.catches(
+    "gradients/bptt.py",
+    "(gradient,) = torch.autograd.grad(h, theta, g, materialize_grads=True)",
+    "(gradient,) = torch.autograd.grad(h, theta, g * (1 + 3e-6), materialize_grads=True)",
+)
 @pytest.mark.parametrize("update", ["maclaurin", "pytorch"])
-def test_bptt_of_a_training_run_agrees_with_finite_differences(update):
+def test_bptt_of_a_training_run_agrees_with_finite_differences(update, cases):
+    """In 8 random directions, relatively to 1e-6, for both forms of SGD.
+
+    Catches an error of three in a million.
+    """
+    cases(8)
     problem, theta = small_training_run(steps=40, update=update)
     theta = theta + 0.1 * torch.randn(
         len(theta), generator=torch.Generator().manual_seed(1), dtype=torch.float64
@@ -364,8 +423,24 @@ def test_at_a_fixed_point_learning_rate_and_momentum_are_structurally_zero(name)
     assert (found.gradient != 0).all()
 
 
+@pytest.mark.promise(10)
+@pytest.mark.catches(
+    "dynamics.py",
+    "floor = 64 * torch.finfo(self._h.dtype).eps * self._h.norm()",
+    "floor = 0.0 * self._h.norm()",
+)
+@pytest.mark.catches(
+    "dynamics.py",
+    "floor = 64 * torch.finfo(self._h.dtype).eps * self._h.norm()",
+    "floor = 1e-6 * self._h.norm()",
+)
 @pytest.mark.parametrize("name", ALL)
-def test_an_unused_parameter_is_structurally_zero(name):
+def test_an_unused_parameter_is_structurally_zero(name, cases):
+    """What F does not feel, exactly or but for rounding, is told from what it feels a little.
+
+    Catches a floor of zero, and one that hides a small sensitivity.
+    """
+    cases(3)
     problem, theta = random_linear()
     problem.B[:, 2] = 0
     found = hypergradient(problem, theta, name, trunc=70)
@@ -377,12 +452,37 @@ def test_an_unused_parameter_is_structurally_zero(name):
         assert bool(found.structurally_zero[2]) is unfelt
 
 
+@pytest.mark.promise(15)
+@pytest.mark.catches(
+    "gradients/rbp.py",
+    "return uniform.uniform_(0, 1, generator=generator).to(g.device)",
+    "return uniform.uniform_(0, 1).to(g.device)",
+)
+@pytest.mark.catches(
+    "dynamics.py",
+    "torch.randint(0, 2, self._h.shape, generator=generator, dtype=self._h.dtype)",
+    "torch.randint(0, 2, self._h.shape, dtype=self._h.dtype)",
+)
+@pytest.mark.catches(
+    "gradients/__init__.py",
+    "generator(seed, method.name, step))",
+    "generator(seed, method.name))",
+)
 @pytest.mark.parametrize("name", ALL)
 def test_global_generators_stand_as_they_stood(name):
+    """Those of PyTorch, Python and NumPy, around each method; the same seed gives the same bits.
+
+    Catches numbers from a global generator, and a seed or a step that does not count.
+    """
     problem, theta = small_training_run(steps=12)
-    before = torch.get_rng_state()
+
+    def states() -> list[str]:
+        numbers = torch.get_rng_state().tolist(), np.random.get_state()[1].tolist()
+        return [str(random.getstate()), str(np.random.get_state()[2:]), *map(str, numbers)]
+
+    before = states()
     first = hypergradient(problem, theta, name, trunc=5, seed=1)
-    assert torch.equal(before, torch.get_rng_state())
+    assert states() == before
     again = hypergradient(problem, theta, name, trunc=5, seed=1)
     assert torch.equal(first.gradient, again.gradient)
     if name == "rbp":  # the only one that draws: another seed, or meta step, other numbers

@@ -69,11 +69,28 @@ def saved_bytes(name: str, trunc: int, steps: int, averaging: Averaging) -> int:
     return saved.peak
 
 
+@pytest.mark.promise(18)
+@pytest.mark.catches(
+    "gradients/implicit.py",
+    "        return Run(problem.run(task.theta, 0, problem.steps, problem.initial_state()))\n",
+    "        from hyperrbp.gradients.bptt import Bptt\n\n        return Bptt().run(task)\n",
+)
+@pytest.mark.catches(
+    "dynamics.py",
+    "        return _pullback(self._image, [self._h], u)[0]\n",
+    "        self._walked = [*getattr(self, '_walked', []), u.clone().requires_grad_().exp()]\n"
+    "        return _pullback(self._image, [self._h], u)[0]\n",
+)
 @pytest.mark.parametrize(
     ("name", "estimator"),
     [(name, estimator) for name in SOLVERS for estimator in method_class(name).estimators],
 )
-def test_memory_of_an_implicit_method_is_constant_in_k_and_t(name, estimator):
+def test_memory_of_an_implicit_method_is_constant_in_k_and_t(name, estimator, cases):
+    """What autograd keeps is equal to the byte at ten times K, and at ten times T.
+
+    Catches a run that keeps its graph, and a solver whose products do.
+    """
+    cases(2)
     averaging = Averaging(estimator, minibatches=5, series=2)
     base = saved_bytes(name, 10, 100, averaging)
     assert base > 0
@@ -101,28 +118,53 @@ def saved_bytes_tbptt(trunc: int, steps: int) -> int:
     return saved.peak
 
 
-@pytest.mark.parametrize("name", sorted(METHODS))
-def test_a_hundred_meta_steps_leak_nothing(name):
-    def live() -> int:
-        gc.collect()
-        storages = {
-            tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
-            for tensor in gc.get_objects()
-            if issubclass(type(tensor), torch.Tensor) and tensor.layout is torch.strided
-        }
-        return sum(storages.values())
+def live() -> int:
+    """The bytes of every tensor that there is."""
+    gc.collect()
+    storages = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+        for tensor in gc.get_objects()
+        if issubclass(type(tensor), torch.Tensor) and tensor.layout is torch.strided
+    }
+    return sum(storages.values())
 
-    problem, theta = small_training_run(steps=8)
+
+@pytest.mark.promise(18)
+@pytest.mark.catches(
+    "descent.py",
+    "        yield step\n        if n == meta.steps:",
+    '        state.__dict__.setdefault("taken", []).append(step)\n'
+    "        yield step\n        if n == meta.steps:",
+)
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_two_hundred_meta_steps_leak_nothing(name, cases):
+    """The bytes of all tensors alive are equal to the byte 200 meta steps later, for each method.
+
+    Catches a loop that keeps its steps.
+    """
+    problem, theta = small_training_run(steps=4)
     counts = {}
     settings = GradientSettings(name, trunc=3, averaging=Averaging(minibatches=2))
-    for step in descend(problem, theta, settings, MetaSettings(steps=140)):
-        if step.meta_step in (40, 139):  # by the first, all that will be traced has been
+    for step in descend(problem, theta, settings, MetaSettings(steps=241)):
+        if step.meta_step in (40, 240):  # by the first, all that will be traced has been
             counts[step.meta_step] = live()
-    assert counts[139] == counts[40] > 0
+    assert counts[240] == counts[40] > 0
+    cases(200)
 
 
+@pytest.mark.promise(19)
+@pytest.mark.catches(
+    "meter.py",
+    "self._hooks = saved_tensors_hooks(self._pack, lambda kept: kept.tensor)",
+    "self._hooks = saved_tensors_hooks(self._pack, lambda kept: kept.tensor.float().double())",
+)
 @pytest.mark.parametrize("name", sorted(METHODS))
-def test_metering_changes_no_bit(name):
+def test_metering_changes_no_bit(name, cases):
+    """Each method's gradient under each of the three meters, to the bit.
+
+    Catches meters that hand back another tensor than they were given.
+    """
+    cases(3)
     problem, theta = small_training_run(steps=12)
 
     def gradient() -> torch.Tensor:

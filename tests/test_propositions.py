@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from conftest import random_linear
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hyperrbp import hypergradient
@@ -16,7 +17,13 @@ contractions = st.builds(
     st.floats(0.05, 0.9),
     st.integers(0, 2**31),
 )
-few = settings(max_examples=40, deadline=None)
+few = settings(  # the same ones every time, so that they can be counted
+    max_examples=40,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 
 
 def at_fixed_point(problem, theta, steps: int):
@@ -25,14 +32,22 @@ def at_fixed_point(problem, theta, steps: int):
     return problem
 
 
+@pytest.mark.promise(17)
+@pytest.mark.catches(
+    "gradients/neumann.py",
+    "        for _ in range(trunc):\n",
+    "        for _ in range(trunc - 1):\n",
+)
 @few
-@given(contractions, st.integers(0, 20))
-def test_proposition_1_truncated(drawn, trunc):
-    """K terms after the first are K + 1 differentiated updates at h* (eq. 6 and 18)."""
+@given(contractions, st.integers(1, 20))
+def test_proposition_1_truncated(cases, drawn, trunc):
+    """K terms after the first are K + 1 differentiated updates at h* (eq. 6 and 18).
+
+    Catches a series with a term too few.
+    """
+    cases()
     problem, theta = drawn
     at_fixed_point(problem, theta, steps=trunc + 1)
-    if trunc == 0:
-        return
     series = hypergradient(problem, theta, "neumann", trunc=trunc, options={"tolerance": 0.0})
     updates = hypergradient(problem, theta, "tbptt", trunc=trunc + 1)
     scale = float(updates.gradient.norm())
@@ -44,10 +59,20 @@ def test_proposition_1_truncated(drawn, trunc):
     torch.testing.assert_close(updates.gradient - fewer, last, rtol=1e-6, atol=1e-9 * scale)
 
 
+@pytest.mark.promise(17)
+@pytest.mark.catches(
+    "gradients/bptt.py",
+    "            for t in range(problem.steps):\n                h = problem.step",
+    "            for t in range(1, problem.steps):\n                h = problem.step",
+)
 @few
 @given(contractions, st.integers(1, 60))
-def test_proposition_1_full(drawn, steps):
-    """The full series is BPTT, within the tail ‖J‖^T / (1 − ‖J‖) that T updates leave out."""
+def test_proposition_1_full(cases, drawn, steps):
+    """The full series is BPTT, within the tail ‖J‖^T / (1 − ‖J‖) that T updates leave out.
+
+    Catches a run that is one update too short.
+    """
+    cases()
     problem, theta = drawn
     at_fixed_point(problem, theta, steps)
     g = problem.h0 + problem.q
@@ -57,10 +82,20 @@ def test_proposition_1_full(drawn, steps):
     assert float(difference.norm()) <= bound * (1 + 1e-9) + 1e-10
 
 
+@pytest.mark.promise(17)
+@pytest.mark.catches(
+    "gradients/neumann.py",
+    "        for _ in range(trunc):\n",
+    "        for _ in range(trunc - 1):\n",
+)
 @few
 @given(contractions, st.integers(1, 30))
-def test_proposition_2(drawn, trunc):
-    """‖Σ_{t≤K} Jᵗ − (I − J)⁻¹‖ ≤ ‖(I − J)⁻¹‖ ‖J‖^(K+1), for the series that neumann sums."""
+def test_proposition_2(cases, drawn, trunc):
+    """‖Σ_{t≤K} Jᵗ − (I − J)⁻¹‖ ≤ ‖(I − J)⁻¹‖ ‖J‖^(K+1), for the series that neumann sums.
+
+    Catches a sum that leaves out its last term.
+    """
+    cases()
     problem, theta = drawn
     at_fixed_point(problem, theta, steps=1)
     n = len(problem.c)
@@ -85,10 +120,23 @@ def test_proposition_2(drawn, trunc):
     assert float(error) <= float(bound) * (1 + 1e-9) + 1e-12
 
 
+@pytest.mark.promise(17)
+@pytest.mark.catches(
+    "gradients/neumann.py",
+    "        for _ in range(trunc):\n",
+    "        for _ in range(trunc - 1):\n",
+)
+@pytest.mark.catches(
+    "gradients/rbp.py", "return g.new_zeros(g.shape)", "return g.new_ones(g.shape)"
+)
 @few
 @given(contractions, st.integers(1, 40))
-def test_proposition_3(drawn, trunc):
-    """rbp with K + 1 iterations from zero is neumann with K."""
+def test_proposition_3(cases, drawn, trunc):
+    """rbp with K + 1 iterations from zero is neumann with K.
+
+    Catches a first guess that is another, and a series with a term too few.
+    """
+    cases()
     problem, theta = drawn
     problem.steps = 3
     series = hypergradient(problem, theta, "neumann", trunc=trunc, options={"tolerance": 0.0})

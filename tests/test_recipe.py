@@ -7,6 +7,7 @@ import random
 import re
 import subprocess
 import sys
+import time
 
 import pytest
 import yaml
@@ -87,13 +88,33 @@ def same(one, other):
     return type(one) is type(other) and (one == other or (one != one and other != other))
 
 
+NUMBERS = '    r"|[0-9][0-9_]*[eE][-+]?[0-9]+|'
+
+
+@pytest.mark.promise(7)
+@pytest.mark.catches("strict_yaml.py", NUMBERS, '    r"|[0-9][0-9_]*[eE][-+][0-9]+|')
+@pytest.mark.catches(
+    "strict_yaml.py",
+    '    return int(node.value.replace("_", ""))\n',
+    "    return loader.construct_yaml_int(node)\n",
+)
+@pytest.mark.catches("strict_yaml.py", "true|True|TRUE|", "true|True|TRUE|yes|")
 @pytest.mark.parametrize(("text", "value"), LITERALS)
 def test_a_literal_on_the_command_line(text, value):
+    """1e-3, .5 and 1E5 are numbers, 010 is ten, yes is text: value and type, in --set.
+
+    Catches the numbers and truths of YAML 1.1.
+    """
     assert same(scalar(text), value)
 
 
+@pytest.mark.promise(7)
+@pytest.mark.catches(
+    "strict_yaml.py", "    yaml_implicit_resolvers = {}  # noqa: RUF012", "    # noqa: RUF012"
+)
 @pytest.mark.parametrize(("text", "value"), LITERALS)
 def test_a_literal_in_a_recipe(text, value):
+    """The same as a value in a file: the number meant, or a fault that shows what was read."""
     recipe = f"inner:\n  learning_rate: {text}\n"
     number = type(value) in (int, float)
     if number and 0 < value < INF:
@@ -330,8 +351,16 @@ BAD = [
 ]
 
 
+@pytest.mark.promise(6)
+@pytest.mark.catches("strict_yaml.py", "return text if len(text) <= 60", "return value if True")
+@pytest.mark.catches("recipe.py", "    if not isinstance(content, dict):\n", "    if False:\n")
+@pytest.mark.catches("schema.py", "    if near := difflib", "    if near := [] and difflib")
 @pytest.mark.parametrize(("text", "line", "key", "words"), BAD)
 def test_a_fault_names_line_key_and_what_was_expected(text, line, key, words):
+    """A table of bad recipes: one fault, its line, its key, what was expected, the nearest key.
+
+    Catches raw words of the libraries below, and hints that are lost.
+    """
     (fault,) = faults_of(text)
     where = "bad.yaml" if line is None else f"bad.yaml:{line}"
     assert str(fault) == (f"{where}: {key}: " if key else f"{where}: ") + fault.message
@@ -341,7 +370,14 @@ def test_a_fault_names_line_key_and_what_was_expected(text, line, key, words):
     assert not re.search(r"Section|instance|should|None|True|Error|pydantic|dict", fault.message)
 
 
+@pytest.mark.promise(6)
+@pytest.mark.catches(
+    "schema.py",
+    "    return [_explain(problem, root) for problem in error.errors()]\n",
+    "    return [_explain(error.errors()[0], root)]\n",
+)
 def test_every_fault_gets_its_line():
+    """Five faults in one recipe: five lines. Catches a reader that stops at the first."""
     faults = faults_of(
         "seed: -1\ninner:\n  steps: many\n  momentum: 2\nmeta: {stepps: 3}\nbogus: 1", count=5
     )
@@ -361,6 +397,50 @@ def test_every_contradiction_gets_its_line():
         count=4,
     )
     assert [fault.line for fault in faults] == [1, 2, 4, 1]
+
+
+DUPLICATES = [
+    ("seed: 1\nname: a\nseed: 2", 3, "seed"),
+    ("seed: 1\nseed: 1", 2, "seed"),
+    ("'seed': 1\nseed: 1", 2, "seed"),
+    ("inner:\n  steps: 3\nmeta: {steps: 1}\ninner:\n  fresh: true", 4, "inner"),
+    ("meta: {steps: 1,\n  steps: 3}", 2, "meta.steps"),
+    ("model:\n  options:\n    hidden: [4]\n    hidden: [5]", 4, "model.options.hidden"),
+    ("gradient:\n  options:\n    cg: {damping: 0.1}\n    cg: {}", 4, "gradient.options.cg"),
+    ("system: cora\nsystem: hopfield", 2, "system"),
+]
+
+
+@pytest.mark.promise(7)
+@pytest.mark.catches("strict_yaml.py", "            if here in lines:\n", "            if False:\n")
+@pytest.mark.catches(
+    "strict_yaml.py",
+    "            here, line = (*at, key.value)",
+    "            here, line = (key.value,)",
+)
+@pytest.mark.parametrize(("text", "line", "key"), DUPLICATES)
+def test_a_duplicate_key_is_refused(text, line, key):
+    """At every depth, quoted or not, with the same value or another: the line of the second.
+
+    Catches a YAML reader that takes the last of two.
+    """
+    with pytest.raises(RecipeError) as refused:
+        parse_any(text, source="bad.yaml")
+    (fault,) = refused.value.faults
+    assert (fault.line, fault.key) == (line, key)
+    assert re.fullmatch(r"duplicate key, first on line \d+", fault.message)
+
+
+@pytest.mark.promise(7)
+@pytest.mark.catches(
+    "strict_yaml.py",
+    "            here, line = (*at, key.value)",
+    "            here, line = (key.value,)",
+)
+def test_equal_keys_in_different_sections_are_no_duplicates():
+    """steps of inner and of meta are two keys. Catches keys that are compared without place."""
+    recipe = parse("inner: {steps: 300}\nmeta: {steps: 3}")
+    assert (recipe.inner.steps, recipe.meta.steps) == (300, 3)
 
 
 def test_every_duplicate_gets_its_line():
@@ -720,20 +800,25 @@ def mutant(text: bytes, source: random.Random) -> bytes:
     return text
 
 
+ORIGINALS = ("mnist", "digits", "cora", "hopfield")
+
+
 def mutants(count: int, seed: int):
     source = random.Random(seed)
-    originals = [cookbook.built_in(name).read_bytes() for name in ("mnist", "digits")]
+    originals = [cookbook.built_in(name).read_bytes() for name in ORIGINALS]
     for n in range(count):
-        yield mutant(originals[n % 2], source)
+        yield mutant(originals[n % len(originals)], source)
 
 
 def outcomes(tmp_path, count: int, seed: int) -> tuple[int, int]:
+    """How many mutants are recipes, and how many are refused; there is nothing else."""
     file = tmp_path / "mutant.yaml"
     accepted = refused = 0
     for content in mutants(count, seed):
         file.write_bytes(content)
+        began = time.process_time()
         try:
-            recipe = read(file)
+            recipe = read_any(file)
         except RecipeError as error:
             refused += 1
             for line in str(error).splitlines():
@@ -741,30 +826,61 @@ def outcomes(tmp_path, count: int, seed: int) -> tuple[int, int]:
                 assert line.isprintable(), content
         else:
             accepted += 1
-            assert parse(recipe.to_yaml()) == recipe, content
+            assert parse_any(recipe.to_yaml()) == recipe, content
+        assert time.process_time() - began < 2, content
     return accepted, refused
 
 
-def test_a_mutated_recipe_is_a_recipe_or_is_refused(tmp_path):
-    accepted, refused = outcomes(tmp_path, 100, seed=1)
-    assert accepted >= 10
-    assert refused >= 40
+@pytest.mark.promise(6)
+@pytest.mark.catches(
+    "strict_yaml.py",
+    "    except yaml.reader.ReaderError as error:\n        line = ",
+    "    except AttributeError as error:\n        line = ",
+)
+@pytest.mark.catches("recipe.py", "    except UnicodeDecodeError:\n", "    except LookupError:\n")
+def test_a_mutated_recipe_is_a_recipe_or_is_refused(tmp_path, cases):
+    """Random damage to four recipes: a recipe that reads back, or lines that name the file.
+
+    Catches any exception that is no RecipeError, and a reader that takes 2 s.
+    """
+    accepted, refused = outcomes(tmp_path, 500, seed=1)
+    assert accepted >= 50
+    assert refused >= 200
+    cases(accepted + refused)
 
 
 @pytest.mark.slow
-def test_many_mutated_recipes_are_recipes_or_are_refused(tmp_path):
-    accepted, refused = outcomes(tmp_path, 5000, seed=2)
-    assert accepted >= 500
-    assert refused >= 2000
+@pytest.mark.promise(6)
+@pytest.mark.catches("recipe.py", "    except UnicodeDecodeError:\n", "    except LookupError:\n")
+def test_many_mutated_recipes_are_recipes_or_are_refused(tmp_path, cases):
+    """The same, many times over."""
+    accepted, refused = outcomes(tmp_path, 20_000, seed=2)
+    assert accepted >= 2000
+    assert refused >= 8000
+    cases(accepted + refused)
 
 
-def test_mutated_recipes_on_the_command_line(tmp_path):
+@pytest.mark.promise(6)
+@pytest.mark.catches(
+    "cli.py",
+    "        if isinstance(error, HyperrbpError):\n",
+    "        if isinstance(error, StorageError):\n",
+)
+@pytest.mark.catches(
+    "errors.py",
+    '        super().__init__("\\n".join(map(str, self.faults)))\n',
+    "        super().__init__(self.faults)\n",
+)
+def test_mutated_recipes_on_the_command_line(tmp_path, cases):
+    """Exit code 0 and the recipe, or 2 and a line a fault on stderr. Catches a traceback."""
     codes = set()
-    for n, content in enumerate(mutants(10, seed=3)):
+    for n, content in enumerate(mutants(25, seed=3)):
         file = tmp_path / f"mutant{n}.yaml"
         file.write_bytes(content)
         done = CliRunner().invoke(app, ["validate", str(file)])
         assert done.exception is None or isinstance(done.exception, SystemExit)
         assert (done.exit_code == 0) == (done.stderr == "") == (done.stdout != "")
+        assert all(line.startswith(f"hyperrbp: {file}:") for line in done.stderr.splitlines())
         codes.add(done.exit_code)
+        cases()
     assert codes == {0, 2}

@@ -17,7 +17,7 @@ from torch import Tensor
 from hyperrbp import checkpoint
 from hyperrbp.checkpoint import read_tensors
 from hyperrbp.citations import CitationGraph
-from hyperrbp.errors import CheckpointError, DivergedError, StorageError, UsageError
+from hyperrbp.errors import CheckpointError, DivergedError, UsageError
 from hyperrbp.experiment import Experiment
 from hyperrbp.gradients import METHODS
 from hyperrbp.implicit_layer import Diagnosis
@@ -389,22 +389,13 @@ def test_resuming_twice_and_resuming_what_is_done(tmp_path):
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
 
 
-@pytest.mark.parametrize(
-    ("kind", "key", "change"),
-    [
-        ("memory", "gradient__trunc", r"gradient\.trunc: 4 → 5"),
-        ("memory", "training__batch_size", r"training\.batch_size: 1 → 5"),
-        ("memory", "seed", "seed: 1234 → 5"),
-        ("documents", "inference__updates", r"inference\.updates: 7 → 5"),
-    ],
-)
-def test_another_recipe_is_refused(tmp_path, kind, key, change):
-    text = {"data__images": 5} if "batch_size" in key else {}
+def test_another_recipe_is_refused(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        train_recipe(recipe(kind, **text), tmp_path / "run", observers=[Counts(3)])
+        train_recipe(recipe("documents"), tmp_path / "run", observers=[Counts(3)])
     before = sorted((p.name, p.read_bytes()) for p in (tmp_path / "run").iterdir())
-    with pytest.raises(CheckpointError, match=rf"{change}.*only training\.epochs may change"):
-        train_recipe(recipe(kind, **text, **{key: 5}), tmp_path / "run", resume=True)
+    change = r"inference\.updates: 7 → 5.*only training\.epochs may change"
+    with pytest.raises(CheckpointError, match=change):
+        train_recipe(recipe("documents", inference__updates=5), tmp_path / "run", resume=True)
     assert sorted((p.name, p.read_bytes()) for p in (tmp_path / "run").iterdir()) == before
 
 
@@ -496,30 +487,10 @@ def test_a_checkpoint_of_another_network_is_named(tmp_path):
         train_recipe(recipe("memory"), tmp_path / "stray", resume=True)
 
 
-def test_the_tensors_of_a_checkpoint_survive_a_failing_disk(tmp_path, monkeypatch):
-    file = tmp_path / "checkpoint.json"
-    first = {"a": torch.arange(4.0), "b": torch.zeros(2, 0)}
-    checkpoint.save(file, {"epoch": 1}, first)
-    real, count = Path.replace, {"left": 0}
-
-    def full(self, target):
-        if count["left"] == 0:
-            raise OSError(28, "No space left on device")
-        count["left"] -= 1
-        return real(self, target)
-
-    for count["left"] in (0, 1):
-        with monkeypatch.context() as patch:
-            patch.setattr(Path, "replace", full)
-            with pytest.raises(StorageError, match="No space left"):
-                checkpoint.save(file, {"epoch": 2}, {"a": torch.ones(4)})
-        content, tensors = checkpoint.load(file)
-        assert content == {"epoch": 1}
-        assert {name: tensor.tolist() for name, tensor in tensors.items()} == {
-            name: tensor.tolist() for name, tensor in first.items()
-        }
+def test_a_file_that_holds_no_tensors_is_named(tmp_path):
+    (tmp_path / "weights.safetensors").write_text("{}")
     with pytest.raises(CheckpointError, match="cannot be read"):
-        read_tensors(file)
+        read_tensors(tmp_path / "weights.safetensors")
 
 
 # --- what is not finite --------------------------------------------------------------------------
@@ -545,10 +516,15 @@ def injected(kind: str, monkeypatch, site: str, value: float) -> None:
     monkeypatch.setattr(NetworkTraining, "_loss", loss)
 
 
+@pytest.mark.promise(9)
+@pytest.mark.catches(
+    "network_training.py", '            self._require_finite(norm, "the gradient")\n', ""
+)
 @pytest.mark.parametrize("kind", ["memory", "documents"])
 @pytest.mark.parametrize("site", ["loss", "gradient"])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_nothing_non_finite_reaches_the_weights(tmp_path, monkeypatch, kind, site, value):
+    """Two sites, systems and values; catches an update before its gradient was looked at."""
     injected(kind, monkeypatch, site, value)
     watcher = Counts()
     with pytest.raises(DivergedError, match=f"epoch 3: the {site} is not finite") as raised:
@@ -567,7 +543,12 @@ def test_nothing_non_finite_reaches_the_weights(tmp_path, monkeypatch, kind, sit
     assert all(tensor.isfinite().all() for tensor in tensors.values())
 
 
+@pytest.mark.promise(9)
+@pytest.mark.catches(
+    "inner_training.py", "if value is not None and not math.isfinite(value):", "if False:"
+)
 def test_the_inner_training_diverges_by_name(tmp_path, monkeypatch):
+    """A loss on the way; catches one that only the end would show."""
     real = TrainingRun.batch_loss
     monkeypatch.setattr(
         TrainingRun, "batch_loss", lambda self, h, t: math.nan if t == 5 else real(self, h, t)
@@ -580,7 +561,10 @@ def test_the_inner_training_diverges_by_name(tmp_path, monkeypatch):
     assert all(tensor.isfinite().all() for tensor in read_tensors(folder.weights_file).values())
 
 
+@pytest.mark.promise(9)
+@pytest.mark.catches("inner_training.py", "if not h.isfinite().all():", "if False:")
 def test_the_weights_of_an_inner_training_that_overflows_are_finite(tmp_path):
+    """Weights that overflow; catches those being saved."""
     with pytest.raises(DivergedError):
         train_recipe(
             recipe(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
@@ -42,7 +42,7 @@ class Plain:
         """Say what runs, and where it goes."""
         self._last = experiment.meta.steps
         self._best = min((r["meta_loss"] for r in earlier), default=float("inf"))
-        self._spent: list[float] = []
+        self._spent, self._done = 0.0, 0
         self._print(headline(experiment))
         self._print(f"run folder {folder.path}")
         if earlier:
@@ -52,14 +52,15 @@ class Plain:
         """One line."""
         self._best = min(self._best, record["meta_loss"])
         seconds = record["measured"]["seconds"]
-        self._spent.append(sum(seconds.values()))
-        left = (self._last - record["meta_step"]) * sum(self._spent) / len(self._spent)
+        spent = sum(seconds.values())
+        self._spent, self._done = self._spent + spent, self._done + 1
+        left = (self._last - record["meta_step"]) * self._spent / self._done
         fields = [
             f"meta step {record['meta_step']}/{self._last}",
             f"loss {record['meta_loss']:.6g} (best {self._best:.6g})",
             f"learning rate {_range(record['hyperparameters']['learning_rate'])}",
             *([f"gradient {gradient_line(record)}"] if "status" in record else []),
-            f"{self._spent[-1]:.2f} s"
+            f"{spent:.2f} s"
             f" ({', '.join(f'{name} {value:.2f}' for name, value in seconds.items())})",
             f"peak {human_bytes(peak_bytes(record))}",
             f"ETA {duration(left)}",
@@ -85,7 +86,7 @@ class Dashboard:
         """Draw the empty bar."""
         self._console.print(headline(experiment), highlight=False)
         self._console.print(f"run folder {folder.path}", highlight=False, soft_wrap=True)
-        self._records: list[Record] = list(earlier)
+        self._losses = [float(record["meta_loss"]) for record in earlier]
         self._bar = bar_with_eta("meta step", self._console)
         # N updates are N + 1 evaluations: the bar counts updates, and stands at 0 for the first.
         self._task = self._bar.add_task("", total=experiment.meta.steps, completed=len(earlier))
@@ -94,11 +95,11 @@ class Dashboard:
 
     def stepped(self, record: Record, theta: torch.Tensor) -> None:
         """Redraw."""
-        self._records.append(record)
+        self._losses.append(float(record["meta_loss"]))
         for line in remarks(record):
             self._console.print(line, highlight=False, soft_wrap=True)
         self._bar.update(self._task, completed=record["meta_step"])
-        self._live.update(Group(self._bar, state_table(self._records)))
+        self._live.update(Group(self._bar, state_table(self._losses, record)))
 
     def stopped(self) -> None:
         """Leave the last state on the screen."""
@@ -132,16 +133,13 @@ def headline(experiment: Experiment) -> str:
     )
 
 
-def state_table(records: Sequence[Record]) -> Table:
-    """The meta loss, the learning rates, and what the last meta step took."""
-    last = records[-1]
-    best = min(records, key=lambda record: float(record["meta_loss"]))
+def state_table(losses: Sequence[float], last: Record) -> Table:
+    """The meta loss of every meta step, the learning rates, and what the last one took."""
+    best = min(range(len(losses)), key=losses.__getitem__)
     seconds = last["measured"]["seconds"]
     table = Table.grid(padding=(0, 2))
-    table.add_row("meta loss", sparkline([float(r["meta_loss"]) for r in records]))
-    table.add_row(
-        "", f"{last['meta_loss']:.6g}   best {best['meta_loss']:.6g} at {best['meta_step']}"
-    )
+    table.add_row("meta loss", sparkline(losses))
+    table.add_row("", f"{losses[-1]:.6g}   best {losses[best]:.6g} at {best}")
     table.add_row("learning rate", _range(last["hyperparameters"]["learning_rate"]))
     table.add_row("momentum", _range(last["hyperparameters"]["momentum"]))
     if "status" in last:
@@ -222,8 +220,8 @@ def answer(result: Mapping[str, Any]) -> RenderableType:
     losses, best = result["meta_loss"], result["best"]
     accuracy = result["heldout_accuracy"]
     facts = Table.grid(padding=(0, 2))
-    if result["status"] != "done":
-        facts.add_row("status", Text(result["status"], style="bold red"))
+    for name, text in reservations(result):
+        facts.add_row(name, text)
     for warning in result.get("warnings", []):
         facts.add_row("warning", Text(warning, style="yellow"))
     for choice in result.get("choices", [])[:1]:
@@ -242,6 +240,18 @@ def answer(result: Mapping[str, Any]) -> RenderableType:
     )
     facts.add_row("run folder", result["run_folder"])
     return Group(table, facts)
+
+
+def reservations(result: Mapping[str, Any]) -> Iterator[tuple[str, Text]]:
+    """What a reader of a result should know before all else, with a word for each."""
+    if result["status"] != "done":
+        yield "status", Text(str(result["status"]), style="bold red")
+    if back := result.get("rollbacks"):
+        times = "once" if len(back) == 1 else f"{len(back)} times, the last time"
+        yield "rolled back", Text(f"{times} at {back[-1]['reason']}", style="yellow")
+    for changed in result.get("inexact_resumes", []):
+        listed = "; ".join(f"{key}: {old} → {new}" for key, (old, new) in changed.items())
+        yield "went on elsewhere", Text(f"{listed}: not to be repeated bit for bit", style="yellow")
 
 
 def sparkline(values: Sequence[float], width: int = 48) -> str:

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
-from rich.text import Text
 
-from hyperrbp.report.console import bar_with_eta, duration, human_bytes, sparkline
+from hyperrbp.report.console import bar_with_eta, duration, human_bytes, reservations, sparkline
 
 if TYPE_CHECKING:
     from hyperrbp.run_folder import RunFolder
@@ -117,8 +116,8 @@ def facts(record: Record) -> list[str]:
 def answer(result: Mapping[str, Any]) -> RenderableType:
     """A training's answer: what the network is worth, and what it cost."""
     table = Table.grid(padding=(0, 2))
-    if result["status"] != "done":
-        table.add_row("status", Text(str(result["status"]), style="bold red"))
+    for name, text in reservations(result):
+        table.add_row(name, text)
     if "best" in result:
         best = result["best"]
         measures = ", ".join(f"{_words(k)} {v:.4g}" for k, v in best["validation"].items())
