@@ -146,17 +146,15 @@ def _read(file: Path) -> dict[str, Any]:
 def _read_beside(file: Path, content: dict[str, Any]) -> dict[str, Tensor]:
     if "tensors" not in content:
         return {}
-    from safetensors.torch import load as unpacked
-
     named = content.pop("tensors")
-    beside = file.with_name(Path(named["file"]).name)
     try:
+        beside, digest = file.with_name(Path(named["file"]).name), named["sha256"]
         packed = beside.read_bytes()
-    except OSError as error:
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{file}: its tensors cannot be read ({error})") from None
-    if _digest(packed) != named["sha256"]:
+    if _digest(packed) != digest:
         raise CheckpointError(f"{beside}: the checkpoint is damaged (its digest differs)")
-    return unpacked(packed)
+    return _unpacked(packed, beside)
 
 
 def _tensors_of(file: Path) -> Path | None:
@@ -180,12 +178,20 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: if it cannot be read.
     """
+    try:
+        packed = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
+    return _unpacked(packed, path)
+
+
+def _unpacked(packed: bytes, path: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load as unpacked
 
     try:
-        return unpacked(path.read_bytes())
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        return unpacked(packed)
+    except (SafetensorError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
 
 

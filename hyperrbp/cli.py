@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from errno import EDQUOT, EFBIG, ENOSPC
@@ -113,6 +114,7 @@ def _faults_to_exit_codes(when_stopped: str = "", runs: str = "tune") -> Iterato
     before = {number: signal.signal(number, stop) for number in heeded}
     notes, log = _Warnings(logging.WARNING), logging.getLogger("hyperrbp")
     log.addHandler(notes)
+    hook, threading.excepthook = threading.excepthook, _unless_handed_on
     try:
         yield
         sys.stdout.flush()
@@ -125,6 +127,7 @@ def _faults_to_exit_codes(when_stopped: str = "", runs: str = "tune") -> Iterato
             cause = error.__cause__ if isinstance(error, StorageError) else None
             _fail(str(error) + _remedy(cause, when_stopped), error.exit_code)
         if is_out_of_memory(error):
+            traceback.clear_frames(error.__traceback__)  # what they hold is needed to say so
             intact = "; the last checkpoint is intact" if when_stopped else ""
             said = f"out of memory; use {_OUT_OF_MEMORY[runs]}{intact}"
             _fail(said, MemoryExhaustedError.exit_code)
@@ -139,10 +142,17 @@ def _faults_to_exit_codes(when_stopped: str = "", runs: str = "tune") -> Iterato
         raise
     finally:
         log.removeHandler(notes)
+        threading.excepthook = hook
         for timer in watchdog:
             timer.cancel()
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _unless_handed_on(fault: threading.ExceptHookArgs) -> None:
+    """A full disk in TensorBoard's thread is raised in ours too, where it gets its line."""
+    if not isinstance(fault.exc_value, OSError):
+        threading.__excepthook__(fault)
 
 
 def _leave(number: int, when_stopped: str) -> NoReturn:
@@ -1015,7 +1025,9 @@ def validate(
 ) -> None:
     """Check a recipe without touching data or device, and print it with every key spelt out."""
     with _faults_to_exit_codes():
-        resolved = _read_any(cookbook.find(recipe), settings)
+        from hyperrbp.recipe import read_any
+
+        resolved = read_any(cookbook.find(recipe), _settings(settings))
         if as_json:
             print(json.dumps(resolved.model_dump()))
         else:

@@ -7,8 +7,11 @@ unless it is asked for.
 from __future__ import annotations
 
 import contextlib
+import gzip
+import hashlib
 import os
 import tempfile
+import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,25 +152,37 @@ def _download(class_name: str, missing: Mapping[Path, str], folder: Path) -> Non
     Raises:
         DataError: if one cannot be had as it was published.
     """
-    from torchvision.datasets.utils import download_and_extract_archive
-
     made = [path for path in (folder, *folder.parents) if not path.exists()]
+    moved: list[Path] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as scratch:
             for file, md5 in missing.items():
-                address = f"{_MIRRORS[class_name]}/{file.name}.gz"
-                download_and_extract_archive(address, scratch, filename=f"{file.name}.gz", md5=md5)
+                archive = _fetched(f"{_MIRRORS[class_name]}/{file.name}.gz", md5)
+                Path(scratch, file.name).write_bytes(gzip.decompress(archive))
             for file in missing:
                 Path(scratch, file.name).replace(file)
+                moved.append(file)
     except MemoryError:
         raise
     except Exception as error:  # from three libraries at least
         with contextlib.suppress(OSError):
+            for file in moved:
+                file.unlink()
             for path in made:
                 path.rmdir()
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{class_name} cannot be downloaded into {folder}: {reason}") from error
+
+
+def _fetched(address: str, md5: str) -> bytes:
+    """An archive as it was published. Not torchvision's download: that one falls back to http."""
+    with urllib.request.urlopen(address, timeout=60) as response:
+        archive: bytes = response.read()
+    found = hashlib.md5(archive, usedforsecurity=False).hexdigest()
+    if found != md5:
+        raise DataError(f"{address} is not the published file: its MD5 is {found}, expected {md5}")
+    return archive
 
 
 SOURCES: dict[str, Source] = {

@@ -67,11 +67,11 @@ def tune_recipe(
         if resume:
             folder.check_same(recipe)
         experiment = Experiment(recipe, data_root)
-        state = _restored(folder, experiment, inexact_resume) if resume else None
+        restored = _restored(folder, experiment, inexact_resume) if resume else None
+        state = MetaState(experiment.theta) if restored is None else restored
         folder.create(experiment.recipe)
-        folder.forget_from("meta_step", 0 if state is None else state.meta_step)
-        if state is None:
-            state = MetaState(experiment.theta)
+        folder.forget_from("meta_step", state.meta_step)
+        if restored is None:
             folder.save(state.to_json(), experiment.environment())
         return _run(experiment, folder, state, observers)
 

@@ -44,27 +44,26 @@ def run(name: str, *arguments: Any, **options: Any) -> Any:
         UsageError: if there is no such module or function, or it fails.
     """
     module, function = name.rsplit(":", 1)
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # nothing is written beside it
     try:
         found = getattr(_imported(module), function)
         if not callable(found):
             raise TypeError(f"{function} is not a function")
         called: Callable[..., Any] = found
         return called(*arguments, **options)
-    except Exception as error:  # it is any code at all
+    except (Exception, SystemExit) as error:  # it is any code at all
         reason = " ".join(str(error).split())
         raise UsageError(f"{described(name)}: {type(error).__name__}: {reason}") from error
+    finally:
+        sys.dont_write_bytecode = before
 
 
 def _imported(module: str) -> ModuleType:
-    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # nothing is written beside it
-    try:
-        if not module.endswith(".py"):
-            return importlib.import_module(module)
-        spec = importlib.util.spec_from_file_location(f"_recipe_{Path(module).stem}", module)
-        assert spec is not None
-        assert spec.loader is not None
-        loaded = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(loaded)
-        return loaded
-    finally:
-        sys.dont_write_bytecode = before
+    if not module.endswith(".py"):
+        return importlib.import_module(module)
+    spec = importlib.util.spec_from_file_location(f"_recipe_{Path(module).stem}", module)
+    assert spec is not None
+    assert spec.loader is not None
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded

@@ -208,7 +208,7 @@ def test_training_runs_killed_at_any_instant_end_with_the_same_bits(tmp_path, ca
 @pytest.mark.catches("report/tensorboard.py", "step if files else None", "None")
 @pytest.mark.catches(
     "tune.py",
-    'folder.forget_from("meta_step", 0 if state is None else state.meta_step)',
+    'folder.forget_from("meta_step", state.meta_step)',
     "pass",
 )
 def test_a_record_cut_at_any_offset_is_dropped_and_taken_again(tmp_path, cases):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import ast
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 from promises import LONG, PROMISES, read, table, write
@@ -14,16 +15,16 @@ README = PACKAGE.parent / "README.md"
 FILES = sorted(Path(__file__).parent.glob("test_*.py"))
 
 
-def marked(name: str) -> list[tuple[Path, ast.FunctionDef, list]]:
+def marked(name: str) -> list[tuple[str, Callable, tuple]]:
     """Every (file, test, arguments) with this mark."""
-    found = []
-    for file in FILES:
-        for node in ast.parse(file.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.FunctionDef):
-                for decorator in node.decorator_list:
-                    if ast.unparse(decorator).startswith(f"pytest.mark.{name}("):
-                        found.append((file, node, [ast.literal_eval(a) for a in decorator.args]))
-    return found
+    return [
+        (file.name, test, mark.args)
+        for file in FILES
+        for test in vars(import_module(file.stem)).values()
+        if getattr(test, "__module__", None) == file.stem
+        for mark in getattr(test, "pytestmark", ())
+        if mark.name == name
+    ]
 
 
 def test_every_promise_is_held_by_a_test():
@@ -31,24 +32,24 @@ def test_every_promise_is_held_by_a_test():
 
 
 def test_every_test_of_a_promise_names_a_break_it_was_seen_to_fail_on():
-    breaks = {(file, node.name) for file, node, _ in marked("catches")}
-    for file, node, _ in marked("promise"):
-        assert (file, node.name) in breaks, f"{file.name}: {node.name}"
-        assert ast.get_docstring(node), f"{file.name}: {node.name}"
+    breaks = {test for _, test, _ in marked("catches")}
+    for file, test, _ in marked("promise"):
+        assert test in breaks, f"{file}: {test.__name__}"
+        assert test.__doc__, f"{file}: {test.__name__}"
 
 
 def test_every_break_can_still_be_made():
-    for file, node, (place, old, new) in marked("catches"):
+    for file, test, (place, old, new) in marked("catches"):
         text = (PACKAGE / place).read_text(encoding="utf-8")
-        assert text.count(old) == 1, f"{file.name}: {node.name}: {place}: {old}"
+        assert text.count(old) == 1, f"{file}: {test.__name__}: {place}: {old}"
         assert old != new
 
 
 def test_the_readme_names_every_test_of_a_promise():
     named = {(number, test.removesuffix(LONG)) for (number, test), _ in read(README)}
     assert named == {
-        (number, f"{file.name}::{node.name}")
-        for file, node, numbers in marked("promise")
+        (number, f"{file}::{test.__name__}")
+        for file, test, numbers in marked("promise")
         for number in numbers
     }
     assert all(result == "passed" for _, (_, result) in read(README))

@@ -266,8 +266,8 @@ def test_more_meta_steps_are_the_one_change_allowed(tmp_path, whole):
 @pytest.mark.promise(14)
 @pytest.mark.catches(
     "tune.py",
-    'folder.forget_from("meta_step", 0 if state is None else state.meta_step)',
-    'folder.forget_from("meta_step", 0 if state is None else state.meta_step + 1)',
+    'folder.forget_from("meta_step", state.meta_step)',
+    'folder.forget_from("meta_step", state.meta_step + 1)',
 )
 def test_resuming_a_finished_run_changes_nothing(tmp_path, whole):
     """Twice more, to the bit, but for what was measured.
@@ -539,8 +539,11 @@ def test_the_command_ends_with_7_and_one_line(tmp_path, begun, begun_network, ve
 
 
 @pytest.mark.promise(14, 20)
+@pytest.mark.catches(
+    "tune.py", "if state.meta_step > experiment.meta.steps:", "if state.meta_step > 10**9:"
+)
 def test_the_command_refuses_other_threads_and_fewer_steps(tmp_path, whole):
-    """Exit code 7 and one line for both; more steps go on."""
+    """Exit code 7 and one line for each, more steps go on. Catches fewer steps that pass."""
     folder = copy(whole, tmp_path / "run")
     for words, said in (
         (["--set", "threads=2"], "threads: 1 → 2"),

@@ -499,7 +499,7 @@ def test_code_is_refused_without_run_code(elsewhere, importable, cases, code):
 )
 @pytest.mark.catches(
     "cli.py",
-    "        resolved = _read_any(cookbook.find(recipe), settings, run_code=True)\n",
+    "        resolved = read_any(cookbook.find(recipe), _settings(settings))\n",
     "        resolved = _read_any(cookbook.find(recipe), settings)\n",
 )
 @pytest.mark.parametrize("code", ["net.py:make", "package.module:make"])
@@ -524,6 +524,7 @@ def test_looking_at_a_recipe_never_runs_its_code(elsewhere, importable, cases, c
     ):
         done = run(*words)
         assert done.exit_code == exit_code, done.output
+        assert "note: runs" not in done.stderr
         assert not has_run(elsewhere), words
         cases()
 
