@@ -27,17 +27,19 @@ class Collector:
     """The breaks that tests name."""
 
     def __init__(self) -> None:
-        self.found: dict[tuple[str, Break], str] = {}
-        """A test to see each by: the first of its parameters."""
+        self.found: dict[tuple[str, Break], bool] = {}
+        """And whether there is a variant of the test that is not marked slow."""
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         for item in items:
+            quick = item.get_closest_marker("slow") is None
             for mark in item.iter_markers("catches"):
-                self.found.setdefault((item.nodeid.partition("[")[0], mark.args), item.nodeid)
+                key = item.nodeid.partition("[")[0], mark.args
+                self.found[key] = self.found.get(key, False) or quick
 
 
-def collected(expression: str = "") -> dict[tuple[str, Break], str]:
+def collected(expression: str = "") -> dict[tuple[str, Break], bool]:
     """Every break, by the test function that names it."""
     collector = Collector()
     arguments = ["--collect-only", "-q", "-q", "-m", "", "-n", "0", "-k", expression]
@@ -46,7 +48,7 @@ def collected(expression: str = "") -> dict[tuple[str, Break], str]:
     return collector.found
 
 
-def seen(test: str, broken: Break, folder: Path) -> bool:
+def seen(function: str, only: str, broken: Break, folder: Path) -> bool:
     """Whether the test fails on a package that is broken so."""
     shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".*", "__pycache__", "runs"))
     file, old, new = broken
@@ -55,7 +57,7 @@ def seen(test: str, broken: Break, folder: Path) -> bool:
     assert text.count(old) == 1, f"{file} has {text.count(old)} times {old!r}"
     place.write_text(text.replace(old, new), encoding="utf-8")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-x", "-q", "-m", "", "-n", "0", test],
+        [sys.executable, "-m", "pytest", "-x", "-q", "-m", only, "-n", "0", function],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,
@@ -69,9 +71,10 @@ def seen(test: str, broken: Break, folder: Path) -> bool:
 
 def outcomes(expression: str) -> Iterator[tuple[str, Break, bool]]:
     """Each test and break, and whether it was seen to fail."""
-    for (function, broken), test in collected(expression).items():
+    for (function, broken), quick in collected(expression).items():
         with tempfile.TemporaryDirectory() as scratch:
-            yield function, broken, seen(test, broken, Path(scratch, "package"))
+            only = "not slow" if quick else ""
+            yield function, broken, seen(function, only, broken, Path(scratch, "package"))
 
 
 def main() -> int:

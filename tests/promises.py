@@ -3,7 +3,7 @@
 A test says ``@pytest.mark.promise(n)`` for the promises below, calls ``cases(count)`` if it tries
 more than one case, and names with ``@pytest.mark.catches(file, old, new)`` a break of the package
 that it was seen to fail on; ``python tests/breaks.py`` sees it again. ``pytest -m promise
---promises README.md`` writes the table in the README from what it has just run, and a run of the
+--promises=README.md`` writes the table in the README from what it has just run, and a run of the
 suite that tries less than the table says fails.
 """
 
@@ -119,7 +119,7 @@ class Ledger:
         for number, test in self._drifted:
             terminalreporter.write_line(f"README.md: promise {number}, {test}: not what was run")
         if self._drifted:
-            terminalreporter.write_line("write it anew: pytest -m promise --promises README.md")
+            terminalreporter.write_line("write it anew: pytest -m promise --promises=README.md")
 
 
 def drifted(kept: dict[Key, Result], written: dict[Key, Result]) -> Iterator[Key]:
