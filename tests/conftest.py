@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 
@@ -15,12 +16,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hyperrbp import checkpoint
 from hyperrbp.dynamics import Problem
 from hyperrbp.problems.batches import Batch, ShuffledBatches
 from hyperrbp.problems.fixed_point import FixedPoint
 from hyperrbp.problems.graph_net import GraphNet
 from hyperrbp.problems.hopfield import Hopfield
 from hyperrbp.problems.training import TrainingRun
+from hyperrbp.run_folder import RunFolder
 
 # A suite in the background is told to ignore Ctrl-C; the commands that it starts would, too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -165,6 +168,26 @@ def small_graph_net(
     return problem, problem.initial_theta()
 
 
+FORKS = multiprocessing.get_context("forkserver")
+"""Processes forked from one that has imported what takes long, one to all tests of a worker."""
+FORKS.set_forkserver_preload(
+    [
+        *("pytest", "matplotlib.pyplot", "sklearn.datasets", "torch._dynamo"),
+        *("hyperrbp.cli", "hyperrbp.tune", "hyperrbp.train", "hyperrbp.measurement"),
+        *("hyperrbp.report.check", "hyperrbp.report.comparison", "hyperrbp.report.console"),
+        *("hyperrbp.report.tensorboard", "hyperrbp.report.training_board"),
+    ]
+)
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    """A recipe sets the threads of the process; give the other tests theirs back."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def data_root() -> Path:
     """The folder of real data sets, where there is one."""
@@ -186,3 +209,21 @@ def assert_refused(done, code, *words):
 
 def without_measured(record: dict) -> dict:
     return {key: value for key, value in record.items() if key != "measured"}
+
+
+def outcome(folder: Path) -> tuple:
+    """All of a finished run but what was measured, to the bit."""
+    run = RunFolder(folder)
+    result = run.result()
+    for key in ("seconds", "peak_bytes", "wall_seconds", "run_folder"):
+        del result[key]
+    result.pop("weights", None)  # of a training: where they are
+    content, tensors = checkpoint.load(run.checkpoint_file)
+    answers = (run.weights_file, run.yaml_file, run.groups_file)
+    return (
+        [without_measured(record) for record in run.records()],
+        result,
+        [file.read_bytes() for file in answers if file.exists()],
+        content,
+        {name: tensor.tolist() for name, tensor in tensors.items()},
+    )

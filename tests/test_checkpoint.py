@@ -16,7 +16,7 @@ from stat import S_ISDIR
 
 import pytest
 import torch
-from conftest import without_measured
+from conftest import outcome
 from torch import Tensor
 from typer.testing import CliRunner
 
@@ -52,31 +52,6 @@ training: {epochs: 6, validate_every: 2, learning_rate: 0.01}
 
 State = tuple[dict, dict[str, Tensor]]
 """The content and the tensors of a checkpoint."""
-
-
-@pytest.fixture(autouse=True)
-def threads():
-    """A recipe sets the threads of the process; give the other tests theirs back."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
-def outcome(folder: Path) -> tuple:
-    """All of a finished run but what was measured, to the bit."""
-    run = RunFolder(folder)
-    result = run.result()
-    for key in ("seconds", "peak_bytes", "wall_seconds", "run_folder", "weights"):
-        result.pop(key, None)
-    content, tensors = checkpoint.load(run.checkpoint_file)
-    answers = (run.weights_file, run.yaml_file, run.groups_file)
-    return (
-        [without_measured(record) for record in run.records()],
-        result,
-        content,
-        {name: tensor.tolist() for name, tensor in tensors.items()},
-        [file.read_bytes() for file in answers if file.exists()],
-    )
 
 
 # --- a disk that can be stopped ------------------------------------------------------------------

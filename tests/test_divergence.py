@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Linear, assert_refused, random_linear, without_measured
+from conftest import FORKS, Linear, assert_refused, outcome, random_linear
 from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
@@ -425,24 +424,6 @@ def tiny(**changes) -> Recipe:
     return parse(TINY, overrides=[("test", key, value) for key, value in changes.items()])
 
 
-@pytest.fixture(autouse=True)
-def threads():
-    """A recipe sets the threads of the process; give the other tests theirs back."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
-def outcome(folder: Path) -> tuple:
-    """All of a run but what was measured."""
-    run = RunFolder(folder)
-    result = run.result()
-    for key in ("seconds", "peak_bytes", "wall_seconds", "run_folder"):
-        del result[key]
-    state, _ = checkpoint.load(run.checkpoint_file)
-    return [without_measured(record) for record in run.records()], result, state
-
-
 @contextmanager
 def poison(site: str, value: float, at: int = BAD, times: int = 10**9) -> Iterator[None]:
     """A real training run that turns non-finite at a meta step, so many times."""
@@ -577,7 +558,7 @@ def test_a_run_that_goes_back_tells_in_its_records_and_result(tmp_path, site, ca
     recipe = tiny(**{"meta.on_divergence": "rollback", "meta.max_rollbacks": 2})
     with poison(site, math.nan, times=2):
         result = tune_recipe(recipe, tmp_path / "run")
-    records, _, state = outcome(tmp_path / "run")
+    records, _, _, state, _ = outcome(tmp_path / "run")
     reason = f"meta step {BAD}: the {SITES[site]} is not finite"
     to = min(records[: BAD + (site == "update")], key=lambda record: record["meta_loss"])
     back = {"meta_step": BAD, "reason": reason, "to_meta_step": to["meta_step"]}
@@ -720,10 +701,8 @@ def test_an_interruption_around_a_rollback_costs_no_bit(tmp_path, cases):
         tune_recipe(wild(), folder, resume=True)
         assert outcome(folder) == truth, n
         cases()
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["hyperrbp.tune"])
     folder = tmp_path / "killed"
-    process = context.Process(target=killed, args=(str(folder), count), daemon=True)
+    process = FORKS.Process(target=killed, args=(str(folder), count), daemon=True)
     process.start()
     process.join(120)
     assert process.exitcode == -signal.SIGKILL

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import re
 import shutil
@@ -16,6 +15,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from conftest import FORKS
 from test_cli import TINY, run
 from test_train_cli import MEMORY
 
@@ -126,8 +126,6 @@ ROWS = {
 
 # --- a process to each ---------------------------------------------------------------------------
 
-CONTEXT = multiprocessing.get_context("forkserver")
-
 
 def command(folder: str, words: list[str], goes_wrong: Callable[[], None]) -> None:
     """The command as it is started from a shell, its output in files."""
@@ -153,7 +151,7 @@ def holder(folder: str, held_now, let_go) -> None:
 def ended(folder: Path, row: Row) -> tuple[int, str, str]:
     """Exit code, stdout and stderr."""
     quiet = [] if row.words[0] == "show" else ["--quiet"]
-    process = CONTEXT.Process(
+    process = FORKS.Process(
         target=command, args=(str(folder), [*row.words, "--json", *quiet], row.goes_wrong)
     )
     process.start()
@@ -172,12 +170,6 @@ def ended(folder: Path, row: Row) -> tuple[int, str, str]:
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory) -> Path:
     """A finished run."""
-    CONTEXT.set_forkserver_preload(
-        [
-            *("hyperrbp.cli", "hyperrbp.tune", "hyperrbp.train", "hyperrbp.report.check"),
-            *("torch._dynamo", "sklearn.datasets", "matplotlib.pyplot"),
-        ]
-    )
     folder = tmp_path_factory.mktemp("tuned")
     (folder / "tiny.yaml").write_text(TINY + "threads: 1\n")
     (folder / "memory.yaml").write_text(MEMORY)
@@ -215,8 +207,8 @@ def test_every_cause_has_its_exit_code(tmp_path, tuned, cases, name):
     folder = tmp_path / "folder"
     shutil.copytree(tuned, folder)
     if row.code == errors.LockError.exit_code:
-        held_now, let_go = CONTEXT.Event(), CONTEXT.Event()
-        other = CONTEXT.Process(target=holder, args=(str(folder / "used"), held_now, let_go))
+        held_now, let_go = FORKS.Event(), FORKS.Event()
+        other = FORKS.Process(target=holder, args=(str(folder / "used"), held_now, let_go))
         other.start()
         assert held_now.wait(60)
         code, stdout, stderr = ended(folder, row)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import shutil
@@ -13,7 +12,8 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-from test_checkpoint import TRAIN, TUNE, outcome, small, watch_the_disk
+from conftest import FORKS, outcome
+from test_checkpoint import TRAIN, TUNE, small, watch_the_disk
 
 from hyperrbp import checkpoint
 from hyperrbp.errors import UsageError
@@ -29,9 +29,6 @@ SMALL = {
 }
 UNSAVED = {"tune": 1, "train": 2}
 """So many records may be lost: those from one checkpoint to the next."""
-
-WARM = multiprocessing.get_context("forkserver")
-WARM.set_forkserver_preload(["torch._dynamo", "sklearn.datasets", __name__])
 
 
 # --- in the process that is killed ---------------------------------------------------------------
@@ -84,8 +81,8 @@ How = tuple[str, float]
 
 def killed(verb: str, folder: Path, how: How = ("any", 0)) -> bool:
     """Go on with a run; whether it was killed, or else has ended well."""
-    told = WARM.RawArray("i", [0, -1])
-    process = WARM.Process(target=go_on, args=(verb, folder, told, *how), daemon=True)
+    told = FORKS.RawArray("i", [0, -1])
+    process = FORKS.Process(target=go_on, args=(verb, folder, told, *how), daemon=True)
     process.start()
     if how[0] == "time":
         records, seconds = divmod(how[1], 1)

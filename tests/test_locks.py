@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import multiprocessing
 import os
 import platform
 import re
@@ -18,6 +17,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
+from conftest import FORKS
 from typer.testing import CliRunner
 
 from hyperrbp import cli
@@ -54,9 +54,6 @@ KILLED = f"process 9999999 on {platform.node()} since ever\n"
 SOON = 60.0
 """Seconds until a test gives up; nothing here takes one."""
 
-_forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(["pytest", "hyperrbp.tune", "hyperrbp.cli"])
-
 
 # --- who comes second ----------------------------------------------------------------------------
 
@@ -90,13 +87,13 @@ def test_of_ten_processes_that_start_at_once_one_gets_the_folder(tmp_path, cases
     if resume:
         path.mkdir()
         (path / "recipe.yaml").write_text(TUNING)
-    line, ends = _forks.Barrier(PROCESSES), []
+    line, ends = FORKS.Barrier(PROCESSES), []
     processes = []
     for _ in range(PROCESSES):
-        ours, theirs = _forks.Pipe(duplex=False)
+        ours, theirs = FORKS.Pipe(duplex=False)
         ends.append(ours)
         arguments = (path, resume, line, theirs)
-        processes.append(_forks.Process(target=start_over_and_over, args=arguments, daemon=True))
+        processes.append(FORKS.Process(target=start_over_and_over, args=arguments, daemon=True))
         processes[-1].start()
         theirs.close()
     for _ in range(STARTS):
@@ -142,9 +139,9 @@ def test_processes_that_come_and_go_never_meet_in_a_folder(tmp_path, cases):
     """
     times, ends = 150, []
     for _ in range(4):
-        ours, theirs = _forks.Pipe(duplex=False)
+        ours, theirs = FORKS.Pipe(duplex=False)
         arguments = (tmp_path / "run", tmp_path / "inside", times, theirs)
-        _forks.Process(target=come_and_go, args=arguments, daemon=True).start()
+        FORKS.Process(target=come_and_go, args=arguments, daemon=True).start()
         theirs.close()
         ends.append(ours)
     for end in ends:
@@ -174,8 +171,8 @@ def hold(path: Path, child: str, told: Connection) -> None:
 @contextmanager
 def held_elsewhere(path: Path, child: str = "none") -> Iterator[int]:
     """The folder is another process's, who is killed in the end; gives its number."""
-    ours, theirs = _forks.Pipe(duplex=False)
-    process = _forks.Process(target=hold, args=(path, child, theirs), daemon=True)
+    ours, theirs = FORKS.Pipe(duplex=False)
+    process = FORKS.Process(target=hold, args=(path, child, theirs), daemon=True)
     process.start()
     theirs.close()
     owner, other = ours.recv()

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import assert_refused, without_measured
+from conftest import assert_refused, outcome
 from typer.testing import CliRunner
 
 from hyperrbp import checkpoint, cli, tune_recipe
@@ -105,14 +105,6 @@ def sections(keys: set[str]) -> set[str]:
     return {key.rsplit(".", n)[0] for key in keys for n in range(1, key.count(".") + 1)}
 
 
-@pytest.fixture(autouse=True)
-def threads():
-    """A recipe sets the threads of the process; give the other tests theirs back."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 class Stops:
     """Interrupts a run before the record with this number."""
 
@@ -152,17 +144,6 @@ def copy(folder: Path, to: Path) -> Path:
 
 def content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-
-
-def outcome(folder: Path) -> tuple:
-    """All of a run but what was measured."""
-    run = RunFolder(folder)
-    result = run.result()
-    for key in ("seconds", "peak_bytes", "wall_seconds", "run_folder", "weights"):
-        result.pop(key, None)
-    state, tensors = checkpoint.load(run.checkpoint_file)
-    named = {name: tensor.tolist() for name, tensor in tensors.items()}
-    return [without_measured(record) for record in run.records()], result, state, named
 
 
 def moved(folder: Path, **environment: Any) -> dict[str, list]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -14,6 +13,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
+from conftest import FORKS
 
 from hyperrbp import __main__ as entry
 from hyperrbp import checkpoint, cli
@@ -42,14 +42,6 @@ STOPPED = {signal.SIGINT: (130, "interrupted"), signal.SIGTERM: (143, "terminate
 SOON = 60.0
 """Seconds until a test gives up; nothing here takes so long."""
 
-_forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(
-    ["pytest", "sklearn.datasets", "torch._dynamo",
-     "hyperrbp.cli", "hyperrbp.tune", "hyperrbp.train",
-     "hyperrbp.measurement", "hyperrbp.report.tensorboard", "hyperrbp.report.training_board",
-     "hyperrbp.report.console", "hyperrbp.report.comparison"]
-)  # fmt: skip
-
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
@@ -75,7 +67,7 @@ def enter(place: Path, words: list[str]) -> None:
 def entered(place: Path, *words: str) -> BaseProcess:
     """The command, running."""
     (place / "entered").unlink(missing_ok=True)
-    process = _forks.Process(target=enter, args=(place, list(words)))
+    process = FORKS.Process(target=enter, args=(place, list(words)))
     process.start()
     wait_for(place / "entered", process)
     return process

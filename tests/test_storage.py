@@ -5,7 +5,6 @@ from __future__ import annotations
 import builtins
 import errno
 import io
-import multiprocessing
 import os
 import resource
 import sys
@@ -14,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from conftest import without_measured
+from conftest import FORKS, outcome
 from typer.testing import CliRunner
 
 from hyperrbp import checkpoint, cli
@@ -50,34 +48,14 @@ REMEDY = "; free some space; go on with --resume"
 SOON = 120.0
 """Seconds until a test gives up; nothing here takes so long."""
 
-_forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(
-    ["pytest", "sklearn.datasets", "torch._dynamo", "hyperrbp.cli", "hyperrbp.tune",
-     "hyperrbp.train", "hyperrbp.measurement", "hyperrbp.report.tensorboard",
-     "hyperrbp.report.training_board", "hyperrbp.report.console"]
-)  # fmt: skip
-
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
-    """A working folder with two recipes, and the threads of the process as they were."""
+    """A working folder with two recipes."""
     monkeypatch.chdir(tmp_path)
     for verb, text in RECIPES.items():
         (tmp_path / f"{verb}.yaml").write_text(text)
-    before = torch.get_num_threads()
-    yield tmp_path
-    torch.set_num_threads(before)
-
-
-def outcome(folder: Path) -> tuple:
-    """All of a run but what was measured."""
-    run = RunFolder(folder)
-    result = run.result()
-    for key in ("seconds", "peak_bytes", "wall_seconds", "run_folder", "weights"):
-        result.pop(key, None)
-    content, tensors = checkpoint.load(run.checkpoint_file)
-    bits = {name: tensor.tolist() for name, tensor in tensors.items()}
-    return [without_measured(record) for record in run.records()], result, content, bits
+    return tmp_path
 
 
 def go_on(verb: str, folder: Path, resume: bool) -> None:
@@ -224,7 +202,7 @@ def enter(place: Path, words: list[str], kind: int, limit: int) -> None:
 
 def limited(place: Path, kind: int, limit: int, *words: str) -> tuple[int | None, str]:
     """The exit code and the log of a command under a limit."""
-    process = _forks.Process(target=enter, args=(place, list(words), kind, limit))
+    process = FORKS.Process(target=enter, args=(place, list(words), kind, limit))
     process.start()
     process.join(SOON)
     return process.exitcode, (place / "stderr").read_text()

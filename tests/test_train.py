@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import small_graph, without_measured
+from conftest import outcome, small_graph
 from torch import Tensor
 
 from hyperrbp import checkpoint
@@ -86,28 +86,8 @@ def graph() -> CitationGraph:
 
 @pytest.fixture(autouse=True)
 def surroundings(monkeypatch):
-    """Documents of our own, and the threads of the process given back."""
+    """Documents of our own."""
     monkeypatch.setattr("hyperrbp.classification.load_citations", lambda *a, **k: graph())
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
-def outcome(folder: Path) -> tuple:
-    """All of a run but what was measured: records, result, weights and checkpoint, to the bit."""
-    run = RunFolder(folder)
-    result = run.result()
-    for key in ("seconds", "peak_bytes", "wall_seconds", "run_folder", "weights"):
-        del result[key]
-    content, tensors = checkpoint.load(run.checkpoint_file)
-    records = [without_measured(record) for record in run.records()]
-    return (
-        records,
-        result,
-        run.weights_file.read_bytes(),
-        content,
-        {name: tensor.tolist() for name, tensor in tensors.items()},
-    )
 
 
 class Counts:

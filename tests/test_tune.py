@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import math
 import time
-from pathlib import Path
 
 import pytest
 import torch
-from conftest import random_linear, small_training_run, without_measured
+from conftest import outcome, random_linear, small_training_run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from hyperrbp import GradientSettings, MetaSettings, checkpoint, descend, hypergradient, tune_recipe
@@ -34,24 +33,6 @@ meta: {steps: 5, learning_rate: 0.1, decay: {factor: 0.5, from_step: 3}}
 
 def tiny(**changes):
     return parse(TINY, overrides=[("test", key, value) for key, value in changes.items()])
-
-
-@pytest.fixture(autouse=True)
-def threads():
-    """A recipe sets the threads of the process; give the other tests theirs back."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
-def outcome(folder: Path) -> tuple:
-    """All of a run but what was measured."""
-    run = RunFolder(folder)
-    result = run.result()
-    for key in ("seconds", "peak_bytes", "wall_seconds", "run_folder"):
-        del result[key]
-    state, _ = checkpoint.load(run.checkpoint_file)
-    return [without_measured(r) for r in run.records()], result, state
 
 
 # --- the meta loop -------------------------------------------------------------------------------
