@@ -36,8 +36,8 @@ class Problem(ABC):
     """The kinds of parameters that change how a steady state is reached, but not where it is."""
 
     @abstractmethod
-    def initial_state(self) -> Tensor:
-        """h_0, shape (n,)."""
+    def initial_state(self, theta: Tensor | None = None) -> Tensor:
+        """h_0 at θ, shape (n,); where it does not depend on θ, that may be left out."""
 
     @abstractmethod
     def step(self, h: Tensor, theta: Tensor, x: Input) -> Tensor:
@@ -73,6 +73,27 @@ class Problem(ABC):
         for state in self.states(theta, start, stop, h):
             h = state
         return h
+
+    def initial_theta_transposed(self, theta: Tensor, u: Tensor) -> Tensor:
+        """(∂h_0/∂θ)ᵀu, shape (p,)."""
+        with torch.enable_grad():
+            theta = theta.detach().requires_grad_()
+            h = self.initial_state(theta)
+        return _pullback(h, [theta], u)[0]
+
+    def initial_tangents(self, theta: Tensor) -> Tensor:
+        """∂h_0/∂θ, shape (p, n): row i is ∂h_0/∂θ_i."""
+        with torch.enable_grad():
+            theta = theta.detach().requires_grad_()
+            h = self.initial_state(theta)
+            tangents = h.new_zeros(len(theta), len(h), requires_grad=False)
+            if not h.requires_grad:
+                return tangents
+            u = torch.zeros_like(h, requires_grad=True)
+            (product,) = torch.autograd.grad(h, theta, u, create_graph=True)
+        for i, row in enumerate(tangents):
+            row.copy_(torch.autograd.grad(product[i], u, retain_graph=True)[0])
+        return tangents
 
     def transposed_at(self, h: Tensor, theta: Tensor) -> Callable[[Input, Tensor], Tensor]:
         """(x, u) ↦ Jᵀu at (h, θ, x), shape (n,), from linearizations that are not kept."""

@@ -76,7 +76,7 @@ class Experiment:
     def data_tensors(self) -> list[torch.Tensor]:
         """The data set, which a meter of what a gradient keeps leaves out."""
         parts = (self.train, self.validation, self.heldout)
-        return [tensor for examples in parts for tensor in examples or ()]
+        return [tensor for examples in parts if examples for tensor in examples[:2]]
 
     def problem(self, meta_step: int = 0) -> TrainingRun:
         """The inner run of a meta step: the same one every time unless ``inner.fresh``."""
@@ -138,7 +138,7 @@ class Experiment:
         """(training step, loss on its minibatch) along one inner run, evenly spaced."""
         problem = self.problem(meta_step)
         stride = math.ceil(problem.steps / points)
-        h, curve = problem.initial_state(), []
+        h, curve = problem.initial_state(theta), []
         for t in range(0, problem.steps, stride):
             curve.append((t, problem.batch_loss(h, t)))
             h = problem.run(theta, t, min(t + stride, problem.steps), h)
@@ -147,7 +147,7 @@ class Experiment:
     def heldout_accuracy(self, meta_step: int, theta: torch.Tensor) -> float:
         """Train once at θ, and classify the held-out examples."""
         problem = self.problem(meta_step)
-        h = problem.run(theta, 0, problem.steps, problem.initial_state())
+        h = problem.run(theta, 0, problem.steps, problem.initial_state(theta))
         return problem.accuracy(h, self.heldout)
 
     def environment(self) -> dict[str, str | int]:

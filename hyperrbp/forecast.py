@@ -89,7 +89,7 @@ def cost_model(problem: Problem, theta: torch.Tensor, settings: GradientSettings
                 max(0.0, (there[1] - origin[1]) / (far - near)),
             )
         slopes.append(slope)
-    state_bytes = problem.initial_state().nbytes
+    state_bytes = problem.initial_state(theta).nbytes
     per_step, per_trunc = slopes
     return CostModel(
         steps[0], trunc[0], origin, per_step, per_trunc, method, len(theta), state_bytes

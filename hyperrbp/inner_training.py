@@ -48,7 +48,7 @@ class InnerTraining(Trainee):
         self._chosen = hyperparameters is not None
         if hyperparameters is not None:
             self._theta = self._problem.theta_of(hyperparameters)
-        self._h = self._problem.initial_state()
+        self._h = self._problem.initial_state(self._theta)
         self.position, self.last = 0, self._problem.steps
         self._stride = math.ceil(self.last / _RECORDS)
 

@@ -43,7 +43,7 @@ class Linear(Problem):
     steps: int
     h0: Tensor | None = None
 
-    def initial_state(self) -> Tensor:
+    def initial_state(self, theta: Tensor | None = None) -> Tensor:
         return torch.zeros_like(self.c) if self.h0 is None else self.h0
 
     def step(self, h, theta, x):

@@ -27,7 +27,7 @@ class LastState:
     @classmethod
     def of_run(cls, problem: Problem, theta: Tensor) -> LastState:
         """Run the problem."""
-        h = problem.run(theta, 0, problem.steps, problem.initial_state()).clone()
+        h = problem.run(theta, 0, problem.steps, problem.initial_state(theta)).clone()
         return cls(problem, theta, h)
 
     @cached_property

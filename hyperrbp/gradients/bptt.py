@@ -65,7 +65,9 @@ class Bptt(Method):
             theta = task.theta.detach().requires_grad_()
             # The state carries a gradient from the start, so that every update is differentiated
             # twice and costs the same.
-            h = problem.initial_state().detach().requires_grad_()
+            h = problem.initial_state(theta)
+            if not h.requires_grad:
+                h = h.detach().requires_grad_()
             for t in range(problem.steps):
                 h = problem.step(h, theta, problem.input(t))
         return Run(h.detach(), [h, theta])
@@ -83,7 +85,7 @@ class Bptt(Method):
         problem, theta = task.problem, task.theta.detach()
         length = self._stretch(problem.steps)
         stretch: list[Tensor] = []
-        h = problem.initial_state()
+        h = problem.initial_state(theta)
         checkpoints = []
         for start in range(0, problem.steps, length):
             checkpoints.append(h)
@@ -114,7 +116,7 @@ class Bptt(Method):
                 t = start + len(stretch) - 1
                 adjoint, along_theta = pullback(stretch.pop(), problem.input(t), adjoint)
                 gradient += along_theta
-        return gradient
+        return gradient + problem.initial_theta_transposed(theta, adjoint)
 
 
 def _trajectory(problem: Problem, theta: Tensor, start: int, stop: int, h: Tensor) -> list[Tensor]:

@@ -32,8 +32,8 @@ class Forward(Method):
     def run(self, task: Task) -> Run:
         """All updates, each with its tangents."""
         problem, theta = task.problem, task.theta.detach()
-        h = problem.initial_state()
-        tangents = h.new_zeros(len(theta), len(h))
+        h = problem.initial_state(theta)
+        tangents = problem.initial_tangents(theta)
         pushforward = problem.pushforward_at(theta)
         for t in range(problem.steps):
             h, tangents = pushforward(h, problem.input(t), tangents)

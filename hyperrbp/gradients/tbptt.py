@@ -34,7 +34,7 @@ class Tbptt(Method):
 
         problem, theta = task.problem, task.theta
         first = problem.steps - self.steps_needed(task.trunc, task.averaging)
-        h = problem.run(theta, 0, first, problem.initial_state())
+        h = problem.run(theta, 0, first, problem.initial_state(theta))
         window: list[Linearization] = []
         for t in range(first, problem.steps):
             window.append(Linearization(problem, h, theta, problem.input(t)))
@@ -62,6 +62,8 @@ class Tbptt(Method):
             adjoints, along_theta = update.both_transposed(adjoints)
             gradients[left : left + len(adjoints)] += along_theta
             if last - left == after + trunc - 1:
+                if after == 1 and trunc >= problem.steps:  # all the way to the start
+                    gradients[left] += problem.initial_theta_transposed(task.theta, adjoints[0])
                 adjoints, left = adjoints[1:], left + 1
         mean, error = mean_and_standard_error(list(gradients))
         return Gradient(

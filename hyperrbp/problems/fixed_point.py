@@ -128,7 +128,7 @@ class FixedPoint(Problem):
         """A state in the shape that F takes."""
         return h.view(self._h0.shape)
 
-    def initial_state(self) -> Tensor:
+    def initial_state(self, theta: Tensor | None = None) -> Tensor:
         """h_0, shape (n,)."""
         return self._h0.reshape(-1).clone()
 

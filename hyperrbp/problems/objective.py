@@ -10,15 +10,17 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from hyperrbp.errors import UsageError
-from hyperrbp.problems.batches import Batch
 from hyperrbp.straight_line import StraightLine
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-"""(outputs, targets) → the mean loss over the examples, shape ()."""
+"""(outputs, targets) → the loss of every example, shape (B,), or their mean, shape ()."""
+
+Terms = Sequence[Tensor]
+"""(inputs, targets), or (inputs, targets, weights) with a weight for every example."""
 
 
 class Objective:
-    """L(w, x): the mean loss of a module with flat weights w, shape (N,), on a batch x.
+    """L(w, x): the mean (weighted) loss of a module with flat weights w, shape (N,), on a batch x.
 
     The module's own parameters are only read; w holds them in the order of
     ``model.named_parameters()``.
@@ -43,6 +45,7 @@ class Objective:
             lambda *tensors: self._curvature_of(*tensors)[len(named) :]
         )
         self._curvature_line = StraightLine(self._curvature_of)
+        self._examples_line = StraightLine(self._examples_of)
 
     def in_precision(self, dtype: torch.dtype) -> Objective:
         """The same function in another floating-point format."""
@@ -65,33 +68,55 @@ class Objective:
         outputs: Tensor = functional_call(self._model, named, (inputs,))
         return outputs
 
-    def value(self, parameters: Sequence[Tensor], x: Batch) -> Tensor:
+    def value(self, parameters: Sequence[Tensor], x: Terms) -> Tensor:
         """L, shape ()."""
-        return self._loss(self.outputs(parameters, x.inputs), x.targets)
+        inputs, targets, *weights = x
+        losses = self._loss(self.outputs(parameters, inputs), targets)
+        if not weights:
+            return losses.mean() if losses.dim() else losses
+        if losses.shape != weights[0].shape:
+            raise UsageError(
+                f"the loss gave {tuple(losses.shape)} for {len(targets)} examples; weights of"
+                f" examples need the loss of each, shape ({len(targets)},)"
+            )
+        return torch.dot(losses, weights[0]) / len(targets)
 
-    def differentiable_gradient(self, w: Tensor, x: Batch) -> Tensor:
+    def mean_value(self, w: Tensor, chunks: Iterable[tuple[float, Terms]]) -> Tensor:
+        """L over weighted chunks, one at a time; shape (), without a graph."""
+        with torch.no_grad():
+            parameters = self.pieces(w.detach())
+            values = [weight * self.value(parameters, x) for weight, x in chunks]
+            return torch.stack(values).sum()
+
+    def example_products(
+        self, parameters: Sequence[Tensor], direction: Sequence[Tensor], x: Terms
+    ) -> Tensor:
+        """⟨∇ℓ_i, d⟩ for the loss ℓ_i of every example, shape (B,); d in pieces."""
+        return self._examples_line(*parameters, *direction, *x[:2])[0]
+
+    def differentiable_gradient(self, w: Tensor, x: Terms) -> Tensor:
         """∇L at w, shape (N,), with a graph that leads to w."""
         with torch.enable_grad():
             return flat(self._gradient(self.pieces(w), x, twice=True))
 
-    def gradient(self, parameters: Sequence[Tensor], x: Batch) -> Sequence[Tensor]:
+    def gradient(self, parameters: Sequence[Tensor], x: Terms) -> Sequence[Tensor]:
         """∇L in pieces, from the pieces of w; new tensors without graphs."""
         return self._gradient_line(*parameters, *x)
 
     def hessian_product(
-        self, parameters: Sequence[Tensor], direction: Sequence[Tensor], x: Batch
+        self, parameters: Sequence[Tensor], direction: Sequence[Tensor], x: Terms
     ) -> Sequence[Tensor]:
         """H d with H = ∇²L in pieces, for d in pieces; new tensors without graphs."""
         return self._hessian_line(*parameters, *direction, *x)
 
     def curvature(
-        self, parameters: Sequence[Tensor], direction: Sequence[Tensor], x: Batch
+        self, parameters: Sequence[Tensor], direction: Sequence[Tensor], x: Terms
     ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         """(∇L, H d) in pieces, for d in pieces; new tensors without graphs."""
         both = self._curvature_line(*parameters, *direction, *x)
         return both[: len(parameters)], both[len(parameters) :]
 
-    def hessian_products(self, w: Tensor, directions: Tensor, x: Batch) -> tuple[Tensor, Tensor]:
+    def hessian_products(self, w: Tensor, directions: Tensor, x: Terms) -> tuple[Tensor, Tensor]:
         """(∇L, H d for every row d of a matrix), from one graph: shapes (N,) and (m, N)."""
         leaves = [piece.requires_grad_() for piece in self.pieces(w.detach())]
         g = self._gradient(leaves, x, twice=True)
@@ -113,7 +138,7 @@ class Objective:
         )
         return flat(g).detach(), torch.cat([piece.flatten(1) for piece in curved], 1)
 
-    def trace(self, w: Tensor, x: Batch) -> None:
+    def trace(self, w: Tensor, x: Terms) -> None:
         """Make the straight-line programs for batches like x now."""
         parameters = self.pieces(w)
         self._gradient_line.trace(*parameters, *x)
@@ -121,7 +146,7 @@ class Objective:
             line.trace(*parameters, *parameters, *x)
 
     def mean_gradient(
-        self, w: Tensor, chunks: Iterable[tuple[float, Batch]]
+        self, w: Tensor, chunks: Iterable[tuple[float, Terms]]
     ) -> tuple[Tensor, Tensor]:
         """L and ∇L over weighted chunks, one at a time; shapes () and (N,), without graphs."""
         total, gradient = w.new_zeros(()), torch.zeros_like(w, requires_grad=False)
@@ -136,15 +161,15 @@ class Objective:
         return total, gradient
 
     def _gradient_of(self, *tensors: Tensor) -> Sequence[Tensor]:
-        *parameters, inputs, targets = tensors
-        leaves = [piece.detach().requires_grad_() for piece in parameters]
-        return self._gradient(leaves, Batch(inputs, targets))
+        count = len(self.tensors)
+        leaves = [piece.detach().requires_grad_() for piece in tensors[:count]]
+        return self._gradient(leaves, tensors[count:])
 
     def _curvature_of(self, *tensors: Tensor) -> Sequence[Tensor]:
         count = len(self.tensors)
         leaves = [piece.detach().requires_grad_() for piece in tensors[:count]]
         with torch.enable_grad():
-            g = self._gradient(leaves, Batch(*tensors[2 * count :]), twice=True)
+            g = self._gradient(leaves, tensors[2 * count :], twice=True)
             # A piece without a graph is one that L is affine in.
             curving = [i for i, piece in enumerate(g) if piece.requires_grad]
             curved = (
@@ -159,8 +184,23 @@ class Objective:
             )
         return [piece.detach() for piece in (*g, *curved)]
 
+    def _examples_of(self, *tensors: Tensor) -> Sequence[Tensor]:
+        # Their weighted sum is linear in the weights: its slope along d, differentiated by them.
+        count = len(self.tensors)
+        leaves = [piece.detach().requires_grad_() for piece in tensors[:count]]
+        inputs, targets = tensors[2 * count :]
+        with torch.enable_grad():
+            weights = torch.ones(len(targets), dtype=leaves[0].dtype, device=leaves[0].device)
+            weights.requires_grad_()
+            g = self._gradient(leaves, (inputs, targets, weights), twice=True)
+            along = torch.stack(
+                [(piece * d).sum() for piece, d in zip(g, tensors[count : 2 * count], strict=True)]
+            )
+            (products,) = torch.autograd.grad(along.sum(), weights, materialize_grads=True)
+        return [products * len(targets)]
+
     def _gradient(
-        self, parameters: Sequence[Tensor], x: Batch, twice: bool = False
+        self, parameters: Sequence[Tensor], x: Terms, twice: bool = False
     ) -> Sequence[Tensor]:
         with torch.enable_grad():
             return torch.autograd.grad(

@@ -1,8 +1,12 @@
 """SGD with momentum as a recurrent map: the hidden state is the weights and the velocities.
 
-Liao et al. 2018, section 5.3. The flat state is h = (w, v), each of the N weights long; θ holds a
-log learning rate and a logit momentum for every parameter tensor, θ = (a, b) with α = exp(a) and
+Liao et al. 2018, section 5.3. The flat state is h = (w, v), each of the N weights long; θ holds,
+unless other hyperparameters are asked for (:mod:`hyperrbp.problems.hyperparameters`), a log
+learning rate and a logit momentum for every parameter tensor, θ = (a, b) with α = exp(a) and
 β = sigmoid(b).
+
+With a weight decay λ, ∇L below stands for ∇L(w) + λ w, as in ``torch.optim.SGD``; with weights of
+examples, L is the weighted mean of their losses; with a scale of the initial weights, θ enters h_0.
 
 The update is one of
 
@@ -16,10 +20,10 @@ whose buffer is −v / (1 − β).
 from __future__ import annotations
 
 import copy
-import math
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +32,8 @@ from torch.nn.functional import cross_entropy
 from hyperrbp.dynamics import Input, Problem, Pushforward
 from hyperrbp.errors import UsageError
 from hyperrbp.problems.batches import Batch, Batches, ConvertedBatches, ListedBatches
-from hyperrbp.problems.objective import Loss, Objective, flat
+from hyperrbp.problems.hyperparameters import KINDS, Hyperparameters, Layout
+from hyperrbp.problems.objective import Loss, Objective, Terms, flat
 
 
 @dataclass(frozen=True)
@@ -47,8 +52,13 @@ UPDATES: dict[str, Update] = {
 }
 
 
-_Rates = tuple[Tensor, Tensor, Tensor]
-"""(± α, β, gain) of one parameter tensor, shape () each."""
+class _Rates(NamedTuple):
+    """What an update of one parameter tensor is made with, shape () each or that of the tensor."""
+
+    signed: Tensor  # ± α
+    beta: Tensor
+    gain: Tensor
+    decay: Tensor | None  # λ; None if there is no weight decay
 
 
 class TrainingRun(Problem):
@@ -64,12 +74,13 @@ class TrainingRun(Problem):
         update: ``maclaurin`` or ``pytorch``.
         initial_weights: flat, shape (N,), in the order of ``model.named_parameters()``; the
             model's current ones if not given.
+        hyperparameters: what θ holds; learning rate and momentum of every tensor if not given.
 
     Raises:
         UsageError: for a model or an argument that it cannot train.
     """
 
-    transient = frozenset({"learning_rate", "momentum"})
+    transient = frozenset(kind for kind, of in KINDS.items() if of.transient)
 
     def __init__(
         self,
@@ -81,6 +92,7 @@ class TrainingRun(Problem):
         loss: Loss = cross_entropy,
         update: str = "maclaurin",
         initial_weights: Tensor | None = None,
+        hyperparameters: Hyperparameters | None = None,
     ) -> None:
         if steps < 1:
             raise UsageError(f"a training run has at least 1 step, not {steps}")
@@ -103,57 +115,47 @@ class TrainingRun(Problem):
                 f"initial weights of shape {tuple(self._initial_weights.shape)} for a model of"
                 f" {len(own)} weights"
             )
+        hyperparameters = hyperparameters or Hyperparameters()
+        self._weighted = "example_weight" in hyperparameters.tuned
+        examples = sum(len(x) for _, x in self.population()) if self._weighted else 0
+        self.layout = Layout(hyperparameters, self.tensors, self.objective.sizes, examples)
+        """Where in θ everything stands."""
+        self._decays = "weight_decay" in self.layout.grains or self.layout.fixed["weight_decay"] > 0
+        if self._weighted and meta_examples is None:
+            raise UsageError(
+                "weights of training examples need a meta loss on other examples: on the same ones,"
+                " it falls as they vanish"
+            )
 
     @property
     def weights(self) -> int:
         """N, the number of weights; the state has 2N entries."""
         return sum(self.objective.sizes)
 
-    def initial_theta(self, learning_rate: float, momentum: float) -> Tensor:
-        """θ with one learning rate α > 0 and one momentum 0 < β < 1 for every tensor."""
-        if not (0 < learning_rate < math.inf and 0 < momentum < 1):
-            raise UsageError("a learning rate is above 0, and a momentum between 0 and 1")
-        logit = math.log(momentum) - math.log1p(-momentum)
-        values = [math.log(learning_rate)] * len(self.tensors) + [logit] * len(self.tensors)
-        theta = self._initial_weights.new_tensor(values)
-        rate, momentum_held = float(theta[0].exp()), float(theta[-1].sigmoid())
-        if not (0 < rate < math.inf and 0 < momentum_held < 1):
-            raise UsageError(
-                f"learning rate {learning_rate:g} and momentum {momentum!r} are out of the range of"
-                f" {str(theta.dtype).removeprefix('torch.')}"
-            )
-        return theta
-
-    def theta_of(self, hyperparameters: Mapping[str, Mapping[str, float]]) -> Tensor:
-        """θ with these learning rates and momenta, as :meth:`describe` gives them.
+    def initial_theta(self, learning_rate: float, momentum: float, **others: float) -> Tensor:
+        """θ with one value of each kind for all parts, in natural units.
 
         Raises:
-            UsageError: if they are not one of each for every tensor, or out of their range.
+            UsageError: for a value outside the limits of its kind.
         """
-        values = []
-        for kind in ("learning_rate", "momentum"):
-            named = hyperparameters.get(kind, {})
-            if set(named) != set(self.tensors):
-                different = ", ".join(sorted(set(named) ^ set(self.tensors)))
-                raise UsageError(f"{kind}: not of this network; tensors that differ: {different}")
-            values += [float(named[name]) for name in self.tensors]
-        rates, momenta = torch.tensor(values, dtype=torch.float64).chunk(2)
-        if not ((rates > 0) & rates.isfinite() & (momenta > 0) & (momenta < 1)).all():
-            raise UsageError("a learning rate is above 0, and a momentum between 0 and 1")
-        return torch.cat([rates.log(), momenta.logit()]).to(self._initial_weights)
+        values = {"learning_rate": learning_rate, "momentum": momentum, **others}
+        return self.layout.uniform(values, self._initial_weights)
+
+    def theta_of(self, hyperparameters: Mapping[str, Mapping[str, float]]) -> Tensor:
+        """θ with these values, as :meth:`describe` gives them.
+
+        Raises:
+            UsageError: if they are not those of this run, or out of their limits.
+        """
+        return self.layout.named(hyperparameters, self._initial_weights)
 
     def describe(self, theta: Tensor) -> Mapping[str, Mapping[str, float]]:
-        """``{"learning_rate": {tensor: α}, "momentum": {tensor: β}}``."""
-        a, b = theta.detach().chunk(2)
-        return self.by_name(torch.cat([a.exp(), b.sigmoid()]))
+        """``{"learning_rate": {tensor: α}, "momentum": {tensor: β}}``, and what else is tuned."""
+        return self.layout.by_name(self.layout.natural(theta))
 
     def by_name(self, values: Tensor) -> dict[str, dict[str, float]]:
-        """Values in the order of θ, shape (p,), as ``{kind: {tensor: value}}``."""
-        rates, momenta = values.detach().chunk(2)
-        return {
-            "learning_rate": dict(zip(self.tensors, rates.tolist(), strict=True)),
-            "momentum": dict(zip(self.tensors, momenta.tolist(), strict=True)),
-        }
+        """Values in the order of θ, shape (p,), as ``{kind: {name: value}}``."""
+        return self.layout.by_name(values)
 
     def norms(self, h: Tensor) -> Mapping[str, float]:
         """‖w‖, ‖v‖, and ‖∇L‖ on all training examples."""
@@ -176,13 +178,20 @@ class TrainingRun(Problem):
         other._last_loss = None
         return other
 
-    def initial_state(self) -> Tensor:
-        """The initial weights, and velocities at rest."""
-        return torch.cat([self._initial_weights, torch.zeros_like(self._initial_weights)])
+    def initial_state(self, theta: Tensor | None = None) -> Tensor:
+        """The initial weights, scaled if θ says so, and velocities at rest."""
+        w = self._initial_weights
+        if "init_scale" in self.layout.grains:
+            if theta is None:
+                raise UsageError("the initial weights of this run depend on θ")
+            w = w * self._spread(self.layout.by_tensor(theta, "init_scale", 0))
+        return torch.cat([w, torch.zeros_like(w)])
 
     def input(self, t: int) -> Batch:
-        """The minibatch of step t."""
-        return self._batches(t)
+        """The minibatch of step t, with the stretch of the run that t is in."""
+        batch = self._batches(t)
+        segments = self.layout.segments
+        return batch if segments == 1 else batch.in_segment(t * segments // self.steps)
 
     def population(self) -> Iterable[tuple[float, Batch]]:
         """All training examples, in weighted chunks."""
@@ -192,64 +201,87 @@ class TrainingRun(Problem):
         """One batch of them all, cut into chunks: both updates are affine in the mean gradient."""
         if len({len(batch) for batch in inputs}) > 1:
             return super().merge(inputs)
-        joined = Batch(*(torch.cat(parts) for parts in zip(*inputs, strict=True)))
+        if len({batch.segment for batch in inputs}) > 1:
+            return super().merge(inputs)
+        rows = [batch.rows for batch in inputs if batch.rows is not None]
+        joined = Batch(
+            torch.cat([batch.inputs for batch in inputs]),
+            torch.cat([batch.targets for batch in inputs]),
+            torch.cat(rows) if len(rows) == len(inputs) else None,
+            inputs[0].segment,
+        )
         return joined.chunks()
 
     def step(self, h: Tensor, theta: Tensor, x: Batch) -> Tensor:
         """One update of the weights and velocities, shape (2N,)."""
         w, v = torch.split(h, self.weights)
-        if torch.is_grad_enabled() and h.requires_grad:
-            g = self.objective.differentiable_gradient(w, x)
+        terms = self._terms(x, theta)
+        if torch.is_grad_enabled() and (h.requires_grad or terms[-1].requires_grad):
+            g = self.objective.differentiable_gradient(w, terms)
         else:
-            g = flat(self.objective.gradient(self.objective.pieces(w.detach()), x))
-        alpha, beta = self._rates(theta)
+            g = flat(self.objective.gradient(self.objective.pieces(w.detach()), terms))
+        kinds = ("learning_rate", "momentum", "weight_decay")
+        alpha, beta, decay = (
+            self._spread(self.layout.by_tensor(theta, kind, x.segment)) for kind in kinds
+        )
+        if self._decays:
+            g = torch.addcmul(g, decay, w)
         v = torch.addcmul(beta * v, self._update.gain(beta), g)
         return torch.cat([torch.addcmul(w, self._update.sign * alpha, v), v])
 
     def prepare(self, theta: Tensor) -> None:
         """Trace what runs once a step or once a product."""
-        self.objective.trace(self._initial_weights, self.input(0))
+        self.objective.trace(self._initial_weights, self._terms(self.input(0), theta.detach()))
 
     def states(self, theta: Tensor, start: int, stop: int, h: Tensor) -> Iterator[Tensor]:
         """Bit for bit what :meth:`step` does again and again, in place, in one buffer."""
         with torch.no_grad():
             h = h.clone()
             w, v = self._halves(h)  # the pieces share the storage of h
-            rates = self._rates_by_tensor(theta)
+            rates = self._rates(theta)
+            examples = self._example_weights(theta.detach())
         for t in range(start, stop):
-            g = self.objective.gradient(w, self.input(t))
-            _update_in_place(w, v, g, rates)
+            x = self.input(t)
+            g = self.objective.gradient(w, _weighted(x, examples))
+            _update_in_place(w, v, g, rates[x.segment])
             yield h
 
     def transposed_at(self, h: Tensor, theta: Tensor) -> Callable[[Batch, Tensor], Tensor]:
         """(x, u) ↦ Jᵀu at (h, θ, x), shape (2N,).
 
-        With u = (u_w, u_v), q = u_v ± α u_w and H the Hessian of the minibatch's loss,
-        Jᵀu = (u_w + H (gain q), β q).
+        With u = (u_w, u_v), q = u_v ± α u_w, H the Hessian of the minibatch's loss and the weight
+        decay λ, Jᵀu = (u_w + (H + λ) (gain q), β q).
         """
         with torch.no_grad():
             w, _ = self._halves(h.detach())
-            rates = self._rates_by_tensor(theta)
+            every, examples = self._rates(theta), self._example_weights(theta.detach())
 
         def product(x: Batch, u: Tensor) -> Tensor:
             with torch.no_grad():
+                rates = every[x.segment]
                 q, direction = self._adjoint_of_velocity(u, rates)
-                return self._along_h(u, q, self.objective.hessian_product(w, direction, x), rates)
+                curved = self.objective.hessian_product(w, direction, _weighted(x, examples))
+                return self._along_h(u, q, direction, curved, rates)
 
         return product
 
     def pullback_at(self, theta: Tensor) -> Callable[[Tensor, Batch, Tensor], tuple[Tensor, ...]]:
         """(h, x, u) ↦ (Jᵀu, (∂F/∂θ)ᵀu) at (h, θ, x), shapes (2N,) and (p,)."""
         with torch.no_grad():
-            rates = self._rates_by_tensor(theta)
+            every, examples = self._rates(theta), self._example_weights(theta.detach())
+            slopes = self.layout.slopes(theta)
 
         def pullback(h: Tensor, x: Batch, u: Tensor) -> tuple[Tensor, Tensor]:
             with torch.no_grad():
                 w, v = self._halves(h)
+                rates = every[x.segment]
                 q, direction = self._adjoint_of_velocity(u, rates)
-                g, curved = self.objective.curvature(w, direction, x)
-                along_theta = self._along_theta(theta, v, g, u)
-                return self._along_h(u, q, curved, rates), along_theta
+                g, curved = self.objective.curvature(w, direction, _weighted(x, examples))
+                g = _decayed(g, w, rates)
+                along = self._along_natural(x.segment, rates, (w, v), g, u, q)
+                if self._weighted:
+                    self._along_examples(along, w, direction, [(1.0, x)])
+                return self._along_h(u, q, direction, curved, rates), along * slopes
 
         return pullback
 
@@ -259,30 +291,51 @@ class TrainingRun(Problem):
         All Hessian products of an update come from one graph of ∇L, walked once for all tangents: H
         is symmetric. At the size of the paper's network that takes two thirds of the time of
         forward-over-reverse products.
+
+        Raises:
+            UsageError: for weights of examples, and weight decay of every weight: there are too
+                many of them to carry a tangent for each.
         """
-        count = len(self.tensors)
+        layout, update = self.layout, self._update
+        if too_many := [
+            kind for kind, of in layout.grains.items() if of.by in ("weight", "example")
+        ]:
+            raise UsageError(f"forward mode cannot carry a tangent for every {too_many[0]}")
         with torch.no_grad():
-            alpha, beta = self._rates(theta.detach())
-            gain, signed = self._update.gain(beta), self._update.sign * alpha
-            slope = self._update.gain_slope
+            kinds = ("learning_rate", "momentum", "weight_decay")
+            coefficients = [
+                [self._spread(layout.by_tensor(theta.detach(), kind, s)) for kind in kinds]
+                for s in range(layout.segments)
+            ]
+            slopes = layout.slopes(theta).tolist()
         ends = torch.tensor(self.objective.sizes).cumsum(0).tolist()
         own = [slice(end - size, end) for end, size in zip(ends, self.objective.sizes, strict=True)]
+
+        def felt(tangents: Tensor, kind: str, segment: int, change: Callable[[], Tensor]) -> None:
+            """Adds what each hyperparameter of a kind changes in its own tensors alone."""
+            if kind not in layout.grains:
+                return
+            changed = change()
+            for row, tensors in layout.rows(kind, segment):
+                for i in tensors:
+                    tangents[row, own[i]].add_(changed[own[i]], alpha=slopes[row])
 
         @torch.no_grad()
         def pushforward(h: Tensor, x: Batch, tangents: Tensor) -> tuple[Tensor, Tensor]:
             w, v = torch.split(h, self.weights)
             along_w, along_v = torch.split(tangents, self.weights, dim=1)
-            g, curved = self.objective.hessian_products(w, along_w, x)
+            alpha, beta, decay = coefficients[x.segment]
+            gain, signed = update.gain(beta), update.sign * alpha
+            g, curved = self.objective.hessian_products(w, along_w, x[:2])
+            if self._decays:
+                g, curved = torch.addcmul(g, decay, w), torch.addcmul(curved, decay, along_w)
             along_v.mul_(beta).addcmul_(gain, curved)
-            feels_momentum = beta * (1 - beta) * (v + slope * g)
-            v = torch.addcmul(beta * v, gain, g)
-            feels_rate = signed * v
-            for i, part in enumerate(own):  # a rate is felt by its own tensor alone
-                along_v[count + i, part] += feels_momentum[part]
+            felt(along_v, "momentum", x.segment, lambda: v + update.gain_slope * g)
+            felt(along_v, "weight_decay", x.segment, lambda: gain * w)
+            after = torch.addcmul(beta * v, gain, g)
             along_w.addcmul_(signed, along_v)
-            for i, part in enumerate(own):
-                along_w[i, part] += feels_rate[part]
-            return torch.cat([torch.addcmul(w, signed, v), v]), tangents
+            felt(along_w, "learning_rate", x.segment, lambda: update.sign * after)
+            return torch.cat([torch.addcmul(w, signed, after), after]), tangents
 
         return pushforward
 
@@ -290,57 +343,105 @@ class TrainingRun(Problem):
         self, h: Tensor, theta: Tensor, chunks: Iterable[tuple[float, Input]] | None = None
     ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """An update by the mean gradient of the chunks, in which both forms of it are affine."""
-        mean = (
-            self._training_loss(h)[1]
-            if chunks is None
-            else self.objective.mean_gradient(h.detach()[: self.weights], chunks)[1]
-        )
+        if chunks is None and not self._weighted:
+            mean, segment = self._training_loss(h)[1], -1
+        else:
+            chunks = list(self.population() if chunks is None else chunks)
+            if len({x.segment for _, x in chunks}) > 1:
+                return super().mean_theta_pullback(h, theta, chunks)
+            segment, terms = chunks[0][1].segment, self._example_weights(theta.detach())
+            weighted = [(share, _weighted(x, terms)) for share, x in chunks]
+            mean = self.objective.mean_gradient(h.detach()[: self.weights], weighted)[1]
         with torch.no_grad():
-            h = h.detach()
-            g, (_, v) = self.objective.pieces(mean), self._halves(h)
-            image = h.clone()
-            _update_in_place(*self._halves(image), g, self._rates_by_tensor(theta))
-        return image, lambda u: self._along_theta(theta, v, g, u)
+            h, rates = h.detach(), self._rates(theta)[segment]
+            w, v = self._halves(h)
+            g = _decayed(self.objective.pieces(mean), w, rates)
+            image, slopes = h.clone(), self.layout.slopes(theta)
+            _update_in_place(*self._halves(image), self.objective.pieces(mean), rates)
+
+        def along_theta(u: Tensor) -> Tensor:
+            with torch.no_grad():
+                q, direction = self._adjoint_of_velocity(u, rates)
+                along = self._along_natural(segment, rates, (w, v), g, u, q)
+                if chunks is not None and self._weighted:
+                    self._along_examples(along, w, direction, chunks)
+                return along * slopes
+
+        return image, along_theta
 
     def _adjoint_of_velocity(
         self, u: Tensor, rates: Sequence[_Rates]
     ) -> tuple[list[Tensor], list[Tensor]]:
         """q = u_v ± α u_w, the adjoint of v', and that of ∇L, gain q; in pieces."""
         q = [
-            torch.addcmul(v_i, signed, w_i)
-            for w_i, v_i, (signed, _, _) in zip(*self._halves(u), rates, strict=True)
+            torch.addcmul(v_i, of.signed, w_i)
+            for w_i, v_i, of in zip(*self._halves(u), rates, strict=True)
         ]
-        return q, [gain * q_i for q_i, (_, _, gain) in zip(q, rates, strict=True)]
+        return q, [of.gain * q_i for q_i, of in zip(q, rates, strict=True)]
 
     def _along_h(
-        self, u: Tensor, q: Sequence[Tensor], curved: Sequence[Tensor], rates: Sequence[_Rates]
+        self,
+        u: Tensor,
+        q: Sequence[Tensor],
+        direction: Sequence[Tensor],
+        curved: Sequence[Tensor],
+        rates: Sequence[_Rates],
     ) -> Tensor:
         along = torch.empty_like(u)
         for i, (w_i, v_i) in enumerate(zip(*self._halves(along), strict=True)):
-            torch.mul(q[i], rates[i][1], out=v_i)
+            torch.mul(q[i], rates[i].beta, out=v_i)
             w_i.copy_(curved[i])
+            if (decay := rates[i].decay) is not None:
+                w_i.addcmul_(decay, direction[i])
         along[: self.weights].add_(u[: self.weights])
         return along
 
-    def _along_theta(
-        self, theta: Tensor, v: Sequence[Tensor], g: Sequence[Tensor], u: Tensor
+    def _along_natural(
+        self,
+        segment: int,
+        rates: Sequence[_Rates],
+        state: tuple[Sequence[Tensor], Sequence[Tensor]],
+        g: Sequence[Tensor],
+        u: Tensor,
+        q: Sequence[Tensor],
     ) -> Tensor:
-        """∂w'/∂a = ± α v' and ∂v'/∂b = β(1 − β)(v + gain' ∇L), times u, summed over each tensor."""
-        with torch.no_grad():
-            u_w, u_v = self._halves(u)
-            # Every sum over a tensor is one of these four inner products.
-            v_w, v_v, g_w, g_v = (
-                torch.stack(
-                    [torch.vdot(a.reshape(-1), b.reshape(-1)) for a, b in zip(x, y, strict=True)]
-                )
-                for x, y in ((v, u_w), (v, u_v), (g, u_w), (g, u_v))
+        """(∂F/∂·)ᵀu by natural values but the weights of examples, in the order of θ, shape (p,).
+
+        Of each tensor, ∂w'/∂α = ± v', ∂v'/∂β = v + gain' ∇L and ∂v'/∂λ = gain w.
+        """
+        along, layout = u.new_zeros(self.layout.count), self.layout
+        (w, v), (u_w, _) = state, self._halves(u)
+        beta = torch.stack([of.beta for of in rates])
+        gain = torch.stack([of.gain for of in rates])
+        if "learning_rate" in layout.grains:
+            of_v = beta * _dots(v, u_w) + gain * _dots(g, u_w)
+            layout.collect(along, "learning_rate", segment, self._update.sign * of_v)
+        if "momentum" in layout.grains:
+            of_v = _dots(v, q)
+            if self._update.gain_slope:
+                of_v = of_v + self._update.gain_slope * _dots(g, q)
+            layout.collect(along, "momentum", segment, of_v)
+        if (decay := layout.grains.get("weight_decay")) is not None:
+            of_w = (
+                flat([of.gain * w_i * q_i for of, w_i, q_i in zip(rates, w, q, strict=True)])
+                if decay.by == "weight"
+                else gain * _dots(w, q)
             )
-            a, b = theta.detach().chunk(2)
-            signed, beta = self._update.sign * a.exp(), b.sigmoid()
-            along_a = signed * (beta * v_w + self._update.gain(beta) * g_w)
-            v_q, g_q = v_v + signed * v_w, g_v + signed * g_w
-            along_b = beta * (1 - beta) * (v_q + self._update.gain_slope * g_q)
-            return torch.cat([along_a, along_b])
+            layout.collect(along, "weight_decay", segment, of_w)
+        return along
+
+    def _along_examples(
+        self,
+        along: Tensor,
+        w: Sequence[Tensor],
+        direction: Sequence[Tensor],
+        chunks: Iterable[tuple[float, Batch]],
+    ) -> None:
+        """Adds what the weights of the examples in these chunks change, by their natural values."""
+        block = along[self.layout.slices["example_weight"]]
+        for share, x in chunks:
+            products = self.objective.example_products(w, direction, x[:2])
+            block.index_add_(0, _rows(x), products, alpha=share / len(x))
 
     def loss_and_gradient(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """The meta loss of the weights; its gradient with respect to the velocities is zero."""
@@ -348,16 +449,23 @@ class TrainingRun(Problem):
             self._training_loss(h)
             if self._meta_examples is None
             else self.objective.mean_gradient(
-                h.detach()[: self.weights], self._meta_examples.chunks()
+                h.detach()[: self.weights], _plain(self._meta_examples.chunks())
             )
         )
         return loss, torch.cat([g, torch.zeros_like(g)])
+
+    def loss(self, h: Tensor) -> Tensor:
+        """The meta loss alone, shape ()."""
+        chunks = self.population() if self._meta_examples is None else self._meta_examples.chunks()
+        return self.objective.mean_value(h.detach()[: self.weights], _plain(chunks))
 
     def _training_loss(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """The loss on all training examples and its gradient; a method asks for it twice at h_T."""
         at, version, known = self._last_loss or (None, 0, None)
         if known is None or at is None or at() is not h or version != h._version:
-            known = self.objective.mean_gradient(h.detach()[: self.weights], self.population())
+            known = self.objective.mean_gradient(
+                h.detach()[: self.weights], _plain(self.population())
+            )
             self._last_loss = weakref.ref(h), h._version, known
         return known
 
@@ -375,35 +483,87 @@ class TrainingRun(Problem):
         """The loss on the minibatch of step t."""
         with torch.no_grad():
             parameters = self.objective.pieces(h.detach()[: self.weights])
-            return float(self.objective.value(parameters, self.input(t)))
+            return float(self.objective.value(parameters, self.input(t)[:2]))
 
     def _halves(self, h: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """The weights and the velocities of a state, or of an adjoint, in pieces."""
         w, v = torch.split(h, self.weights)
         return self.objective.pieces(w), self.objective.pieces(v)
 
-    def _rates_by_tensor(self, theta: Tensor) -> list[_Rates]:
-        a, b = theta.detach().chunk(2)
-        signed, beta = self._update.sign * a.exp(), b.sigmoid()
-        gain = self._update.gain(beta)
-        return list(zip(signed.unbind(), beta.unbind(), gain.unbind(), strict=True))
+    def _rates(self, theta: Tensor) -> list[list[_Rates]]:
+        """What every tensor is updated with, for each stretch of the run."""
+        theta, every = theta.detach(), []
+        for segment in range(self.layout.segments):
+            alpha, beta, decay = (
+                self.layout.by_tensor(theta, kind, segment)
+                for kind in ("learning_rate", "momentum", "weight_decay")
+            )
+            every.append(
+                [
+                    _Rates(
+                        self._update.sign * a,
+                        b,
+                        self._update.gain(b),
+                        c.view(shape if c.dim() else ()) if self._decays else None,
+                    )
+                    for a, b, c, shape in zip(
+                        alpha, beta, decay, self.objective.shapes, strict=True
+                    )
+                ]
+            )
+        return every
 
-    def _rates(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """α and β of every weight, shape (N,) each."""
-        a, b = theta.chunk(2)
-        return self._spread(a.exp()), self._spread(b.sigmoid())
+    def _example_weights(self, theta: Tensor) -> Tensor | None:
+        """One for every training example, with its graph; None if they have none."""
+        if not self._weighted:
+            return None
+        return KINDS["example_weight"].natural(self.layout.block(theta, "example_weight", 0))
 
-    def _spread(self, rates: Tensor) -> Tensor:
+    def _terms(self, x: Batch, theta: Tensor) -> Terms:
+        return _weighted(x, self._example_weights(theta))
+
+    def _spread(self, rates: Sequence[Tensor]) -> Tensor:
         # Expanding and joining has a deterministic backward pass on every device; indexing has not.
         return torch.cat(
             [rate.expand(size) for rate, size in zip(rates, self.objective.sizes, strict=True)]
         )
 
 
+def _plain(chunks: Iterable[tuple[float, Batch]]) -> Iterable[tuple[float, Terms]]:
+    """Chunks without the weights of their examples: what a meta loss is taken on."""
+    return ((share, x[:2]) for share, x in chunks)
+
+
+def _rows(x: Batch) -> Tensor:
+    if x.rows is None:
+        raise UsageError("weights of examples need batches that say which examples they hold")
+    return x.rows
+
+
+def _weighted(x: Batch, examples: Tensor | None) -> Terms:
+    """What the objective is given: a batch, with the weights of its examples if they have any."""
+    return x[:2] if examples is None else (*x[:2], examples[_rows(x)])
+
+
+def _decayed(g: Sequence[Tensor], w: Sequence[Tensor], rates: Sequence[_Rates]) -> Sequence[Tensor]:
+    """∇L + λ w, in pieces."""
+    return [
+        g_i if of.decay is None else torch.addcmul(g_i, of.decay, w_i)
+        for g_i, w_i, of in zip(g, w, rates, strict=True)
+    ]
+
+
+def _dots(x: Sequence[Tensor], y: Sequence[Tensor]) -> Tensor:
+    """The inner product of every two pieces."""
+    return torch.stack(
+        [torch.vdot(a.reshape(-1), b.reshape(-1)) for a, b in zip(x, y, strict=True)]
+    )
+
+
 def _update_in_place(
     w: Sequence[Tensor], v: Sequence[Tensor], g: Sequence[Tensor], rates: Sequence[_Rates]
 ) -> None:
     with torch.no_grad():
-        for w_i, v_i, g_i, (signed, beta, gain) in zip(w, v, g, rates, strict=True):
-            v_i.mul_(beta).addcmul_(gain, g_i)
-            w_i.addcmul_(signed, v_i)
+        for w_i, v_i, g_i, of in zip(w, v, _decayed(g, w, rates), rates, strict=True):
+            v_i.mul_(of.beta).addcmul_(of.gain, g_i)
+            w_i.addcmul_(of.signed, v_i)

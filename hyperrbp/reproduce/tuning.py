@@ -317,8 +317,8 @@ class Figure6(Artefact):
                 problem = Experiment(cell.recipe, plan.data_root).problem(meta_step)
                 theta = problem.theta_of(records[meta_step]["hyperparameters"])
                 stride = max(1, problem.steps // self.points)
-                kept = [problem.initial_state()[: problem.weights].clone()]
-                states = problem.states(theta, 0, problem.steps, problem.initial_state())
+                kept = [problem.initial_state(theta)[: problem.weights].clone()]
+                states = problem.states(theta, 0, problem.steps, problem.initial_state(theta))
                 for t, h in enumerate(states, start=1):
                     if t % stride == 0:
                         kept.append(h[: problem.weights].clone())
