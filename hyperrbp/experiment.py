@@ -17,6 +17,7 @@ from hyperrbp.errors import DataError, DeviceError, UsageError
 from hyperrbp.gradients import Averaging
 from hyperrbp.models import MODELS
 from hyperrbp.problems.batches import Batch, ShuffledBatches
+from hyperrbp.problems.hyperparameters import Grain, Hyperparameters
 from hyperrbp.problems.training import TrainingRun
 from hyperrbp.randomness import generator
 from hyperrbp.recipe import Recipe
@@ -58,15 +59,32 @@ class Experiment:
         self._center = train.inputs.mean(0) if section.center else None
         train = self._prepared(train)
         if not section.validation_examples:
-            return train, None
+            return self._noisy(train), None
         # Which examples are held back depends on the seed alone; the rest keep their order.
         order = torch.randperm(wanted, generator=generator(self.recipe.seed, "validation split"))
         back = order[: section.validation_examples].sort().values.to(self.device)
         stay = order[section.validation_examples :].sort().values.to(self.device)
         return (
-            Batch(train.inputs[stay], train.targets[stay]),
+            self._noisy(Batch(train.inputs[stay], train.targets[stay])),
             Batch(train.inputs[back], train.targets[back]),
         )
+
+    def _noisy(self, train: Batch) -> Batch:
+        """With the classes of some examples replaced by others, each other one as likely."""
+        draw = generator(self.recipe.seed, "label noise")
+        count = round(self.recipe.data.label_noise * len(train))
+        self.mislabelled = torch.zeros(len(train), dtype=torch.bool)
+        """Which training examples have a wrong class, by ``data.label_noise``; shape (B,)."""
+        if not count:
+            return train
+        classes = SOURCES[self.recipe.data.name].classes
+        wrong = torch.randperm(len(train), generator=draw)[:count]
+        self.mislabelled[wrong] = True
+        shift = torch.randint(1, classes, (count,), generator=draw)
+        targets = train.targets.clone()
+        wrong = wrong.to(targets.device)
+        targets[wrong] = (targets[wrong] + shift.to(targets.device)) % classes
+        return Batch(train.inputs, targets)
 
     def _prepared(self, examples: Batch) -> Batch:
         inputs = examples.inputs if self._center is None else examples.inputs - self._center
@@ -107,13 +125,41 @@ class Experiment:
             meta_examples=self.validation if recipe.meta.loss == "validation" else None,
             update=inner.update,
             initial_weights=weights.to(self.device),
+            hyperparameters=self._hyperparameters(),
+        )
+
+    def _hyperparameters(self) -> Hyperparameters:
+        inner = self.recipe.inner
+        return Hyperparameters(
+            {
+                kind: Grain(by, segments)
+                for kind, (by, segments, _) in self.recipe.hyperparameters.tuned().items()
+            },
+            {
+                "learning_rate": inner.learning_rate,
+                "momentum": inner.momentum,
+                "weight_decay": inner.weight_decay,
+            },
         )
 
     @cached_property
     def theta(self) -> torch.Tensor:
         """θ at the untuned start, shape (p,)."""
         inner = self.recipe.inner
-        return self.problem().initial_theta(inner.learning_rate, inner.momentum)
+        return self.problem().initial_theta(
+            inner.learning_rate, inner.momentum, weight_decay=inner.weight_decay
+        )
+
+    @cached_property
+    def box(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The lowest and the highest θ that a search draws, shape (p,) each."""
+        ranges = {kind: box for kind, (_, _, box) in self.recipe.hyperparameters.tuned().items()}
+        layout = self.problem().layout
+        low, high = (
+            layout.uniform({kind: box[end] for kind, box in ranges.items()}, self.theta)
+            for end in (0, 1)
+        )
+        return low, high
 
     @property
     def gradient(self) -> GradientSettings:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from hyperrbp import strict_yaml, user_code
+from hyperrbp import strict_yaml, tuned, user_code
 from hyperrbp.data import SOURCES
 from hyperrbp.errors import Fault, RecipeError
 from hyperrbp.gradients import METHODS, Averaging, method_class
@@ -30,6 +30,7 @@ from hyperrbp.schema import (
     option_faults,
 )
 from hyperrbp.strict_yaml import KeyPath, dotted, shown
+from hyperrbp.tuned import HyperparametersSection, unseen
 
 
 class DataSection(Section):
@@ -41,6 +42,12 @@ class DataSection(Section):
     )
     validation_examples: int = Field(
         0, ge=0, description="how many of those to hold back for the meta loss"
+    )
+    label_noise: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of the examples left to train on whose class is replaced by another",
     )
     center: bool = Field(True, description="subtract the mean training example")
     download: bool = Field(False, description="fetch the data set if its files are absent")
@@ -81,6 +88,9 @@ class InnerSection(Section):
         description="α of every tensor at the start; the paper's is exp(-1)",
     )
     momentum: float = Field(0.5, gt=0, lt=1, description="β of every tensor at the start")
+    weight_decay: float = Field(
+        0.0, ge=0, lt=1000, description="λ of every tensor at the start: λ/2 ‖w‖² in the loss"
+    )
     fresh: bool = Field(
         False, description="new initial weights and batches at every meta step; the paper's: false"
     )
@@ -135,7 +145,7 @@ class DecaySection(Section):
 
 
 class MetaSection(Section):
-    """The outer loop: Adam on the log learning rates and logit momenta."""
+    """The outer loop: a descent on the logarithms and logits of the hyperparameters."""
 
     steps: int = Field(30, ge=1, le=10**7, description="meta steps")
     learning_rate: float = Field(0.05, gt=0, le=1000, description="of Adam")
@@ -158,6 +168,13 @@ class RecordSection(Section):
         default_factory=lambda: [0, -1],
         description="meta steps whose inner training curve goes to TensorBoard; -1 is the last",
     )
+    test_seeds: int = Field(
+        3,
+        ge=0,
+        le=1000,
+        description="at the end, train from so many other initial weights and batches, tuned and"
+        " untuned, and test each on the held-out examples",
+    )
 
 
 class Recipe(AnyRecipe):
@@ -168,6 +185,7 @@ class Recipe(AnyRecipe):
     data: DataSection = DataSection()
     model: ModelSection = ModelSection()
     inner: InnerSection = InnerSection()
+    hyperparameters: HyperparametersSection = HyperparametersSection()
     gradient: GradientSection = GradientSection()
     meta: MetaSection = MetaSection()
     record: RecordSection = RecordSection()
@@ -313,9 +331,18 @@ def contradictions(recipe: Recipe) -> Iterator[KeyFault]:
         )
     elif not user_code.is_code(recipe.model.name):
         yield ("model", "name"), not_one_of(recipe.model.name, MODELS)
+    yield from tuned.contradictions(
+        recipe.hyperparameters, steps=recipe.inner.steps, weight_decay=recipe.inner.weight_decay
+    )
     yield from method_faults(gradient.method, gradient.options, also=[AUTO])
     if gradient.template in METHODS:
         yield from _gradient(recipe)
+    if recipe.hyperparameters.example_weight is not None and meta.loss != "validation":
+        yield (
+            ("meta", "loss"),
+            "hyperparameters.example_weight needs a loss on other examples, since the training"
+            f" loss falls as they vanish; expected validation, got {meta.loss}",
+        )
     if meta.loss == "validation" and data.validation_examples == 0:
         yield (
             ("data", "validation_examples"),
@@ -365,6 +392,11 @@ def _gradient(recipe: Recipe) -> Iterator[KeyFault]:
             f"{gradient.template}{why} cannot take '{section.estimator}';"
             f" expected auto or {' or '.join(method.estimators)}",
         )
+    if gradient.method != AUTO:
+        for kind, why in unseen(
+            recipe.hyperparameters, method.sight, trunc=gradient.trunc, steps=steps
+        ):
+            yield ("gradient", "method"), f"{method.name} cannot see {kind}: {why}"
     needed = method().steps_needed(gradient.trunc, averaging)
     if needed > steps:
         # The truncation is to blame if a shorter one would do, the averaging otherwise.

@@ -165,6 +165,7 @@ def test_global_generators_stand_as_they_stood(tmp_path):
     import random as python_random
 
     import numpy as np
+    import rich.style  # noqa: F401  # it draws a number when it is imported
 
     before = torch.get_rng_state(), python_random.getstate(), np.random.get_state()[1].tolist()
     tune_recipe(tiny(**{"meta.steps": 1}), tmp_path / "run", observers=[TensorBoard()])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hyperrbp.gradients.method import Gradient, Method, Run, Status, Task
+from hyperrbp.gradients.method import Gradient, Method, Run, Sight, Status, Task
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,6 +23,7 @@ class Forward(Method):
     """
 
     name = "forward"
+    sight = Sight.TANGENTS
     uses_trunc = False
 
     def states_kept(self, steps: int, parameters: int) -> int:

@@ -6,7 +6,16 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
 from hyperrbp.errors import UsageError
-from hyperrbp.gradients.method import Averaging, Gradient, Method, Run, Solution, Status, Task
+from hyperrbp.gradients.method import (
+    Averaging,
+    Gradient,
+    Method,
+    Run,
+    Sight,
+    Solution,
+    Status,
+    Task,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +30,7 @@ class ImplicitMethod(Method):
     The run keeps no graph and no trajectory.
     """
 
+    sight = Sight.STATE
     estimators: ClassVar[tuple[str, ...]] = ("resampled", "frozen", "mean")
 
     def solve(

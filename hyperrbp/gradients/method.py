@@ -172,12 +172,25 @@ def unmetered(_: str) -> AbstractContextManager[object]:
     return nullcontext()
 
 
+class Sight(StrEnum):
+    """How much of a run a method looks at."""
+
+    RUN = "run"
+    TANGENTS = "tangents"
+    """All of it, with a tangent for each parameter."""
+    WINDOW = "window"
+    """The last K updates."""
+    STATE = "state"
+    """The last state alone."""
+
+
 class Method(CheckedOptions, ABC):
     """A way to differentiate the loss on the last state with respect to θ."""
 
     kind = "gradient method"
     fixed_operator: ClassVar[bool] = False
     """Whether it needs one and the same Jacobian for all its products, as Krylov methods do."""
+    sight: ClassVar[Sight] = Sight.RUN
     uses_trunc: ClassVar[bool] = True
     """Whether K makes any difference to it."""
     estimators: ClassVar[tuple[str, ...]] = ()

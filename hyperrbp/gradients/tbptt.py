@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hyperrbp.gradients.method import Averaging, Gradient, Method, Run, Status, Task
+from hyperrbp.gradients.method import Averaging, Gradient, Method, Run, Sight, Status, Task
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,6 +22,7 @@ class Tbptt(Method):
     """
 
     name = "tbptt"
+    sight = Sight.WINDOW
     estimators = ("end-points",)
 
     def steps_needed(self, trunc: int, averaging: Averaging) -> int:
