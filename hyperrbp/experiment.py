@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import platform
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.functional import cross_entropy
 
 from hyperrbp import user_code
 from hyperrbp.data import SOURCES, data_root, load
@@ -123,6 +124,7 @@ class Experiment:
             ShuffledBatches(self.train, inner.batch_size, batch_seed),
             steps=inner.steps,
             meta_examples=self.validation if recipe.meta.loss == "validation" else None,
+            loss=partial(cross_entropy, reduction="none"),
             update=inner.update,
             initial_weights=weights.to(self.device),
             hyperparameters=self._hyperparameters(),
