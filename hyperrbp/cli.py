@@ -489,8 +489,12 @@ def _tuned(run: Path) -> dict[str, dict[str, float]]:
     return hyperparameters
 
 
+_CONTEST = "Against other ways to tune"
+
+
 @app.command(rich_help_panel="Tune")
 def compare(
+    context: typer.Context,
     recipe: RecipeArgument,
     methods: Annotated[
         str,
@@ -511,6 +515,22 @@ def compare(
         typer.Option(metavar="T,…", help="Several T instead, for the figure of cost against T."),
     ] = None,
     repeats: Annotated[int, typer.Option(help="Times that each is timed, after a warm-up.")] = 5,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,…",
+            help="Contest the recipe's own tuning instead, at equal seconds: random, sobol, tpe,"
+            " cmaes, hyperband (of Optuna), screening (ours without the gradient).",
+            rich_help_panel=_CONTEST,
+        ),
+    ] = None,
+    budget_seconds: Annotated[
+        float | None,
+        typer.Option(help="Of each contestant and seed.", rich_help_panel=_CONTEST),
+    ] = None,
+    seeds: Annotated[
+        int, typer.Option(help="Repeats, from the recipe's seed on.", rich_help_panel=_CONTEST)
+    ] = 3,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
     settings: SetOption = None,
     run_code: RunCodeOption = False,
@@ -519,7 +539,7 @@ def compare(
         Path | None,
         typer.Option(
             help="A new folder: tables (Markdown, CSV, JSON), a figure, TensorBoard events.",
-            show_default="runs/<recipe>-comparison-<UTC time>",
+            show_default="runs/<recipe>-comparison-<UTC time>, or -contest-",
         ),
     ] = None,
     force: Annotated[
@@ -539,8 +559,14 @@ def compare(
     hyperrbp compare mnist --methods bptt,neumann --trunc 50 --data-root data
 
     hyperrbp compare digits --methods neumann,bptt:keep=states --sweep-steps 100,300,1000
+
+    With --against, compare ways to tune: the recipe's own, and black-box searches of the same box
+    on the same inner run, one after the other. This needs pip install 'hyperrbp[search]'.
+
+    hyperrbp compare digits --against random,tpe,cmaes,hyperband --budget-seconds 60
     """
     with _faults_to_exit_codes():
+        _check_excluded(context, against is not None)
         overrides: list[Override] = []
         if device is not None:
             overrides.append(("--device", "device", device))
@@ -549,6 +575,10 @@ def compare(
                 raise UsageError("--train-steps and --sweep-steps exclude each other")
             overrides.append(("--train-steps", "inner.steps", train_steps))
         resolved = _read(cookbook.find(recipe), settings, overrides, run_code)
+        if against is not None:
+            names = against.split(",")
+            _contest(resolved, names, budget_seconds, seeds, out, data_root, as_json, quiet)
+            return
         lengths = [resolved.inner.steps]
         if sweep_steps is not None:
             lengths = _numbers("--sweep-steps", sweep_steps)
@@ -716,6 +746,63 @@ def _compare(
         _Stdout(markup=False).print(tables(document))
     if not quiet:
         _say(f"wrote {out} (comparison.md, .csv, .json, cost.png, events)")
+
+
+_OF_THE_METHODS = ("methods", "trunc", "sweep_steps", "repeats", "force")
+_OF_THE_CONTEST = ("budget_seconds", "seeds")
+
+
+def _check_excluded(context: typer.Context, contest: bool) -> None:
+    """Compare takes one kind of option or the other.
+
+    Raises:
+        UsageError: naming the first that does not belong.
+    """
+    for name in _OF_THE_METHODS if contest else _OF_THE_CONTEST:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            option = f"--{name.replace('_', '-')}"
+            raise UsageError(
+                f"{option} and --against exclude each other"
+                if contest
+                else f"{option}: only with --against"
+            )
+
+
+def _contest(
+    recipe: Recipe,
+    names: Sequence[str],
+    budget: float | None,
+    seeds: int,
+    out: Path | None,
+    data_root: Path | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    from hyperrbp.contest import contest
+    from hyperrbp.contestant import contestants
+    from hyperrbp.run_folder import default_folder
+
+    if budget is None:
+        raise UsageError("--against: say for how long, with --budget-seconds")
+    field = contestants([name.strip() for name in names if name.strip()])
+    from hyperrbp.report.contest import tables, write
+
+    with _new_folder(out or default_folder(f"{recipe.name}-contest")) as out:
+        audience = _audience(quiet)
+        try:
+            document = contest(
+                recipe, field, budget, seeds=seeds, data_root=data_root, audience=audience
+            )
+        finally:
+            audience.ended()
+        write(document, out)
+    if as_json:
+        print(json.dumps(document))
+    else:
+        _Stdout(markup=False).print(tables(document))
+    if not quiet:
+        _say(f"wrote {out} (contest.md, .csv, .json, .png, curves.csv)")
 
 
 def _tune(

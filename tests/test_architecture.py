@@ -31,7 +31,7 @@ def test_a_gradient_method_knows_no_problem(file):
     below = (
         *("problems", "implicit_layer", "models", "data", "memory", "classification", "system"),
         *("recipe", "network_recipe", "experiment", "descent", "tune", "train", "network_training"),
-        *("inner_training", "compare", "reproduce", "report", "cli"),
+        *("inner_training", "compare", "search", "contest", "reproduce", "report", "cli"),
     )
     assert not {m for m in imports(file) if m.startswith(tuple(f"hyperrbp.{b}" for b in below))}
 
@@ -67,7 +67,20 @@ def test_help_and_validation_import_no_numerics():
         "import sys, hyperrbp, hyperrbp.cli, hyperrbp.recipe, hyperrbp.cookbook as c\n"
         "hyperrbp.recipe.read(c.find('mnist'))\n"
         "heavy = {'torch', 'numpy', 'sklearn', 'matplotlib', 'tensorboard', 'torchvision'}\n"
+        "heavy |= {'optuna', 'cmaes'}\n"
         "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_a_contest_is_checked_without_numerics():
+    script = (
+        "import sys, hyperrbp.contest, hyperrbp.cookbook as c, hyperrbp.recipe\n"
+        "from hyperrbp.contestant import contestants\n"
+        "contestants(['tpe', 'cmaes', 'hyperband', 'screening'])\n"
+        "hyperrbp.contest.check_contest(hyperrbp.recipe.read(c.find('digits')), 1.0, 3)\n"
+        "print(sorted({'torch', 'numpy', 'matplotlib', 'optuna', 'cmaes'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
