@@ -219,5 +219,12 @@ def turn(
         hyperparameters=problem.describe(best),
         in_box=bool(((low <= best) & (best <= high)).all()),
         # Outside the clock, on examples that nobody has seen.
-        heldout_accuracy=experiment.heldout_accuracy(0, best),
+        heldout_accuracy=_accuracy(experiment, best),
     )
+
+
+def _accuracy(experiment: Experiment, theta: Tensor) -> float | None:
+    """On the held-out examples; None where there is none, as in a regression."""
+    problem = experiment.problem()
+    h = problem.run(theta, 0, problem.steps, problem.initial_state(theta))
+    return experiment.heldout_measures(problem, h).get("accuracy")

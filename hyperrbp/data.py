@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import hashlib
+import math
 import os
 import tempfile
 import urllib.request
@@ -25,7 +26,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DataSet:
-    """Inputs of shape (B, features) in [0, 1], float32, and classes of shape (B,), int64."""
+    """A part to train on, and one held out.
+
+    Of a built-in set: inputs of shape (B, features) in [0, 1], float32, and classes of shape (B,),
+    int64. The user's own have shapes and values of their own.
+    """
 
     train: Batch
     heldout: Batch
@@ -39,6 +44,12 @@ class Source:
     train_examples: int
     features: int
     classes: int
+
+    @property
+    def image(self) -> tuple[int, int, int]:
+        """The shape of an input as the square gray image that it is."""
+        side = math.isqrt(self.features)
+        return 1, side, side
 
 
 def data_root(given: Path | None = None) -> Path:

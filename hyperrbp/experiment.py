@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import math
 import platform
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.functional import cross_entropy
 
-from hyperrbp import user_code
-from hyperrbp.data import SOURCES, data_root, load
+from hyperrbp import examples, heldout, user_code
+from hyperrbp.data import data_root
 from hyperrbp.descent import GradientSettings, MetaSettings
 from hyperrbp.errors import DataError, DeviceError, UsageError
+from hyperrbp.first_look import look
 from hyperrbp.gradients import Averaging
-from hyperrbp.models import MODELS
+from hyperrbp.models import MODELS, TORCHVISION, Shape
 from hyperrbp.problems.batches import Batch, ShuffledBatches
+from hyperrbp.problems.hidden_state import refuse_hidden_state
 from hyperrbp.problems.hyperparameters import Grain, Hyperparameters
 from hyperrbp.problems.training import TrainingRun
 from hyperrbp.randomness import generator
@@ -42,9 +43,9 @@ class Experiment:
         self.recipe = recipe.model_copy(update=filled_in)
         """The recipe as it is run: the device and the number of threads are filled in."""
         self._dtype = {"float32": torch.float32, "float64": torch.float64}[recipe.dtype]
-        data = load(recipe.data.name, data_root(root), download=recipe.data.download)
-        self.train, self.validation = self._split(data.train)
-        self.heldout = self._prepared(data.heldout)
+        self._examples = examples.read(recipe, data_root(root))
+        self.train, self.validation = self._split(self._examples.train)
+        self.heldout = self._prepared(self._examples.heldout)
         self._models: dict[int, TrainingRun] = {}
 
     def _split(self, train: Batch) -> tuple[Batch, Batch | None]:
@@ -78,7 +79,9 @@ class Experiment:
         """Which training examples have a wrong class, by ``data.label_noise``; shape (B,)."""
         if not count:
             return train
-        classes = SOURCES[self.recipe.data.name].classes
+        if self._examples.loss_name != "cross-entropy":
+            raise UsageError("data.label_noise needs classes, for the loss cross-entropy")
+        classes = self._examples.outputs
         wrong = torch.randperm(len(train), generator=draw)[:count]
         self.mislabelled[wrong] = True
         shift = torch.randint(1, classes, (count,), generator=draw)
@@ -89,7 +92,14 @@ class Experiment:
 
     def _prepared(self, examples: Batch) -> Batch:
         inputs = examples.inputs if self._center is None else examples.inputs - self._center
-        return Batch(inputs.to(self.device, self._dtype), examples.targets.to(self.device))
+        prepared = Batch(
+            inputs.to(self.device, self._dtype), examples.targets.to(self.device)
+        ).in_precision(self._dtype)
+        for what, tensor in zip(("inputs", "targets"), prepared[:2], strict=True):
+            if tensor.is_floating_point() and not tensor.isfinite().all():
+                name, dtype = self.recipe.data.name, self.recipe.dtype
+                raise DataError(f"data set '{name}': {what} too large for {dtype}")
+        return prepared
 
     @property
     def data_tensors(self) -> list[torch.Tensor]:
@@ -106,29 +116,34 @@ class Experiment:
 
     def _draw(self, draw: int) -> TrainingRun:
         recipe, inner = self.recipe, self.recipe.inner
-        source = SOURCES[recipe.data.name]
         # A layer initializes itself from the global generator, which stands afterwards as before.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(generator(recipe.seed, "model", draw).initial_seed())
-            model = _built(recipe, source.features, source.classes)
+            model = _built(recipe, self._examples.shape, self._examples.outputs)
+        refuse_hidden_state(model)
         model.to(self.device, self._dtype).requires_grad_(False)
-        count = sum(tensor.numel() for tensor in model.parameters())
-        weights = torch.empty(count, dtype=self._dtype)
-        weights.normal_(
-            0, recipe.model.init_std, generator=generator(recipe.seed, "initial weights", draw)
-        )
+        weights = None
+        if recipe.model.init_std is not None:
+            count = sum(tensor.numel() for tensor in model.parameters())
+            weights = torch.empty(count, dtype=self._dtype)
+            weights.normal_(
+                0, recipe.model.init_std, generator=generator(recipe.seed, "initial weights", draw)
+            )
+            weights = weights.to(self.device)
         # Seeds of two draws never meet: each stands for (seed, draw) in the batches' own purpose.
         batch_seed = generator(recipe.seed, "batch order", draw).initial_seed()
-        return TrainingRun(
+        run = TrainingRun(
             model,
             ShuffledBatches(self.train, inner.batch_size, batch_seed),
             steps=inner.steps,
             meta_examples=self.validation if recipe.meta.loss == "validation" else None,
-            loss=partial(cross_entropy, reduction="none"),
+            loss=self._examples.loss,
             update=inner.update,
-            initial_weights=weights.to(self.device),
+            initial_weights=weights,
             hyperparameters=self._hyperparameters(),
         )
+        look(run, self.train, recipe, self._examples)
+        return run
 
     def _hyperparameters(self) -> Hyperparameters:
         inner = self.recipe.inner
@@ -192,22 +207,48 @@ class Experiment:
             h = problem.run(theta, t, min(t + stride, problem.steps), h)
         return curve
 
-    def heldout_accuracy(self, meta_step: int, theta: torch.Tensor) -> float:
-        """Train once at θ, and classify the held-out examples."""
-        problem = self.problem(meta_step)
-        h = problem.run(theta, 0, problem.steps, problem.initial_state(theta))
-        return problem.accuracy(h, self.heldout)
+    def heldout_measures(self, problem: TrainingRun, h: torch.Tensor) -> dict[str, float]:
+        """What the weights of a state are worth on the held-out examples."""
+        return heldout.measures(problem, h, self.heldout, self._examples.loss_name)
+
+    def heldout_before_and_after(self, best_step: int, best: torch.Tensor) -> dict[str, Any]:
+        """Train once at the untuned start and once at θ, and measure both; for a result."""
+        found = {}
+        for when, meta_step, theta in (("before", 0, self.theta), ("after", best_step, best)):
+            problem = self.problem(meta_step)
+            h = problem.run(theta, 0, problem.steps, problem.initial_state(theta))
+            found[when] = self.heldout_measures(problem, h)
+        result: dict[str, Any] = {"heldout": found}
+        if all("accuracy" in measures for measures in found.values()):
+            result["heldout_accuracy"] = {when: m["accuracy"] for when, m in found.items()}
+        return result
 
     def environment(self) -> dict[str, str | int]:
         """What the bits of a result depend on, besides the recipe."""
-        return environment(self.device)
+        recipe, own = self.recipe, {}
+        if self._examples.digest is not None:
+            own["data"] = self._examples.digest
+        for key, name in (
+            ("data code", recipe.data.name),
+            ("model code", recipe.model.name),
+            ("loss code", recipe.inner.loss),
+        ):
+            if user_code.is_code(name) and (digest := user_code.digest(name)):
+                own[key] = digest
+        return environment(self.device) | own
 
 
-def _built(recipe: Recipe, features: int, classes: int) -> torch.nn.Module:
+def _built(recipe: Recipe, features: int | Shape, outputs: int) -> torch.nn.Module:
     section = recipe.model
     if section.name in MODELS:
-        return MODELS[section.name](**section.options).build(features, classes)
-    built = user_code.run(section.name, features, classes, **section.options)
+        return MODELS[section.name](**section.options).build(features, outputs)
+    if section.name.startswith(TORCHVISION):
+        from hyperrbp import torchvision_models
+
+        kind = section.name.removeprefix(TORCHVISION)
+        assert not isinstance(features, int)
+        return torchvision_models.build(kind, features, outputs, section.options)
+    built = user_code.run(section.name, features, outputs, **section.options)
     if not isinstance(built, torch.nn.Module):
         raise UsageError(
             f"{user_code.described(section.name)} made {type(built).__name__}; expected a"
@@ -252,6 +293,9 @@ def device_and_threads(recipe: AnyRecipe) -> tuple[torch.device, dict[str, Any]]
         DeviceError: if the recipe asks for a device that is not there.
     """
     device = choose_device(recipe.device)
+    if device == "cuda":
+        # Or else a convolution has other bits the next time, and those of a shorter mantissa.
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32 = True, False
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
     return torch.device(device), {"device": device, "threads": torch.get_num_threads()}

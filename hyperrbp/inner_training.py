@@ -116,10 +116,13 @@ class InnerTraining(Trainee):
         return dict(zip(self._problem.tensors, pieces, strict=True))
 
     def result(self) -> dict[str, Any]:
-        """The loss on all training examples, and the accuracy on the held-out ones."""
+        """The loss on all training examples, and what it is worth on the held-out ones."""
+        heldout = self._experiment.heldout_measures(self._problem, self._h)
+        accuracy = {"heldout_accuracy": heldout["accuracy"]} if "accuracy" in heldout else {}
         return {
             "train_steps": self._problem.steps,
             "meta_loss": float(self._problem.loss_and_gradient(self._h)[0]),
-            "heldout_accuracy": self._problem.accuracy(self._h, self._experiment.heldout),
+            "heldout": heldout,
+            **accuracy,
             "hyperparameters": self._problem.describe(self._theta),
         }

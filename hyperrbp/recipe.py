@@ -7,18 +7,21 @@ data nor device.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError
 
-from hyperrbp import strict_yaml, tuned, user_code
+from hyperrbp import own_data, strict_yaml, tuned, user_code
 from hyperrbp.data import SOURCES
 from hyperrbp.errors import Fault, RecipeError
 from hyperrbp.gradients import METHODS, Averaging, method_class
 from hyperrbp.gradients.implicit import ImplicitMethod
-from hyperrbp.models import MODELS
+from hyperrbp.losses import AUTO as AUTO_LOSS
+from hyperrbp.losses import LOSSES
+from hyperrbp.models import MODELS, TORCHVISION, wanted_inputs
 from hyperrbp.network_recipe import SYSTEMS, method_faults
 from hyperrbp.schema import (
     NAME,
@@ -36,7 +39,23 @@ from hyperrbp.tuned import HyperparametersSection, unseen
 class DataSection(Section):
     """The examples."""
 
-    name: str = Field("digits", description="data set: " + ", ".join(SOURCES))
+    name: str = Field(
+        "digits",
+        description="data set: "
+        + ", ".join(SOURCES)
+        + "; or your own, relative to the recipe: file.npz, folder/ of images, torchvision:NAME, or"
+        " code that returns ((x, y), (x, y)): file.py:function, package.module:function",
+    )
+    options: dict[str, Any] = Field(
+        default_factory=dict,
+        description="its own options; file.npz: heldout, channels; folder/: size, colors, heldout;"
+        " torchvision: size, colors, split; for code: keyword arguments",
+    )
+    shape: Literal["auto", "flat", "image", "own"] = Field(
+        "auto",
+        description="of an input: flat, (features,) | image, (C, H, W) | own, as the data have it |"
+        " auto: what the network wants, flat for code",
+    )
     train_examples: int | None = Field(
         None, ge=1, description="use the first so many training examples; all if null"
     )
@@ -60,17 +79,20 @@ class ModelSection(Section):
         "mlp",
         description="network: "
         + ", ".join(MODELS)
-        + "; or code of your own that makes one from (features, classes): file.py:function,"
-        " relative to the recipe, or package.module:function",
+        + "; torchvision:NAME, untrained; or code of your own that makes one from (features,"
+        " classes): file.py:function, relative to the recipe, or package.module:function",
     )
     options: dict[str, Any] = Field(
         default_factory=dict,
-        description="its own options; for mlp: hidden, activation; for code: keyword arguments",
+        description="its own options; for mlp: hidden, activation; for conv: channels, kernel,"
+        " activation, pooling, hidden; for torchvision: normalization, and what it takes itself;"
+        " for code: keyword arguments",
     )
-    init_std: float = Field(
+    init_std: float | None = Field(
         0.049787068367863944,
         gt=0,
-        description="standard deviation of all initial weights; the paper's is exp(-3)",
+        description="standard deviation of all initial weights; the paper's is exp(-3). null: the"
+        " network's own initialization",
     )
 
 
@@ -90,6 +112,13 @@ class InnerSection(Section):
     momentum: float = Field(0.5, gt=0, lt=1, description="β of every tensor at the start")
     weight_decay: float = Field(
         0.0, ge=0, lt=1000, description="λ of every tensor at the start: λ/2 ‖w‖² in the loss"
+    )
+    loss: str = Field(
+        AUTO_LOSS,
+        description="auto | "
+        + " | ".join(LOSSES)
+        + " | code of your own, of (outputs, targets): file.py:function; auto: cross-entropy for"
+        " whole targets, mse for others",
     )
     fresh: bool = Field(
         False, description="new initial weights and batches at every meta step; the paper's: false"
@@ -157,7 +186,7 @@ class MetaSection(Section):
     )
     max_rollbacks: int = Field(10, ge=1, le=100, description="how often, before it stops")
     loss: Literal["train", "validation"] = Field(
-        "train", description="cross-entropy on all training examples | on the validation split"
+        "train", description="the loss on all training examples | on the validation split"
     )
 
 
@@ -196,15 +225,27 @@ class Recipe(AnyRecipe):
 
     def code(self) -> Iterator[tuple[str, str]]:
         """The code of the user's own that it would run: (key, what in words)."""
-        if user_code.is_code(self.model.name):
-            yield "model.name", user_code.described(self.model.name)
+        for key, name in (
+            ("data.name", self.data.name),
+            ("model.name", self.model.name),
+            ("inner.loss", self.inner.loss),
+        ):
+            if user_code.is_code(name):
+                yield key, user_code.described(name)
 
-    def located(self, folder: Path) -> Recipe:
-        """The same with absolute paths, where they were given relative to a folder."""
-        if not user_code.is_code(self.model.name):
-            return self
-        name = user_code.located(self.model.name, folder)
-        return self.model_copy(update={"model": self.model.model_copy(update={"name": name})})
+    def located(self, folder: Callable[[str], Path]) -> Recipe:
+        """The same with absolute paths; ``folder`` of a key is what its path was relative to."""
+        data, model, inner = self.data, self.model, self.inner
+        if data.name not in SOURCES:
+            name = own_data.located(data.name, folder("data.name"))
+            data = data.model_copy(update={"name": name})
+        if user_code.is_code(model.name):
+            name = user_code.located(model.name, folder("model.name"))
+            model = model.model_copy(update={"name": name})
+        if user_code.is_code(inner.loss):
+            loss = user_code.located(inner.loss, folder("inner.loss"))
+            inner = inner.model_copy(update={"loss": loss})
+        return self.model_copy(update={"data": data, "model": model, "inner": inner})
 
 
 Override = tuple[str, str, Any]
@@ -290,8 +331,12 @@ def parse_any(
         raise RecipeError([fault(*found) for found in faults(error, kind)]) from None
     if found := [fault(*found) for found in recipe.contradictions()]:
         raise RecipeError(found)
-    typed = any(at == ("model", "name")[: len(at)] for at in origins)
-    return recipe.located(Path() if typed or folder is None else folder)
+
+    def relative_to(key: str) -> Path:
+        typed = any(at == tuple(key.split("."))[: len(at)] for at in origins)
+        return Path() if typed or folder is None else folder
+
+    return recipe.located(relative_to)
 
 
 def scalar(text: str, key: str = "") -> Any:
@@ -321,16 +366,33 @@ def _mapping(text: str, source: str) -> tuple[dict[str, Any], dict[KeyPath, int]
 def contradictions(recipe: Recipe) -> Iterator[KeyFault]:
     """What no single key shows to be wrong: (key, what was expected)."""
     data, gradient, meta = recipe.data, recipe.gradient, recipe.meta
-    if data.name not in SOURCES:
-        yield ("data", "name"), not_one_of(data.name, SOURCES)
-    else:
-        yield from _sizes(recipe)
+    yield from _data(data)
+    yield from _sizes(recipe)
     if recipe.model.name in MODELS:
         yield from option_faults(
             MODELS[recipe.model.name], recipe.model.options, ("model", "options")
         )
+    elif recipe.model.name.startswith(TORCHVISION):
+        if not recipe.model.name.removeprefix(TORCHVISION).isidentifier():
+            yield (
+                ("model", "name"),
+                f"expected a name as in torchvision:resnet18, got {shown(recipe.model.name)}",
+            )
     elif not user_code.is_code(recipe.model.name):
-        yield ("model", "name"), not_one_of(recipe.model.name, MODELS)
+        yield (
+            ("model", "name"),
+            f"{not_one_of(recipe.model.name, MODELS)}; or torchvision:NAME, file.py:function",
+        )
+    wanted = wanted_inputs(recipe.model.name)
+    if wanted is not None and data.shape not in ("auto", wanted):
+        yield (
+            ("data", "shape"),
+            f"{recipe.model.name} takes inputs of shape {wanted}; expected auto or {wanted},"
+            f" got {shown(data.shape)}",
+        )
+    if recipe.inner.loss not in (AUTO_LOSS, *LOSSES) and not user_code.is_code(recipe.inner.loss):
+        known = (AUTO_LOSS, *LOSSES)
+        yield ("inner", "loss"), f"{not_one_of(recipe.inner.loss, known)}; or file.py:function"
     yield from tuned.contradictions(
         recipe.hyperparameters, steps=recipe.inner.steps, weight_decay=recipe.inner.weight_decay
     )
@@ -356,9 +418,40 @@ def contradictions(recipe: Recipe) -> Iterator[KeyFault]:
             )
 
 
+@dataclass(frozen=True)
+class _NoOptions:
+    """Of a data set that comes as it is."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+
+def _data(data: DataSection) -> Iterator[KeyFault]:
+    at = ("data", "options")
+    if data.name in SOURCES:
+        yield from option_faults(_NoOptions, data.options, at)
+        return
+    kind = own_data.kind_of(data.name)
+    if kind is None:
+        yield (
+            ("data", "name"),
+            f"{not_one_of(data.name, SOURCES)}; or {', '.join(own_data.KINDS)}",
+        )
+        return
+    if kind == "torchvision:NAME":
+        name = data.name.removeprefix(own_data.TORCHVISION)
+        if name not in own_data.TORCHVISION_SETS:
+            yield ("data", "name"), not_one_of(name, own_data.TORCHVISION_SETS)
+    if kind != "file.py:function":
+        yield from option_faults(own_data.KINDS[kind], data.options, at)
+
+
 def _sizes(recipe: Recipe) -> Iterator[KeyFault]:
+    """What is too large for a data set of known size; others are measured when they are read."""
     data = recipe.data
-    known = SOURCES[data.name].train_examples
+    source = SOURCES.get(data.name)
+    known = data.train_examples if source is None else source.train_examples
+    if known is None:
+        return
     if data.train_examples is not None and data.train_examples > known:
         yield (
             ("data", "train_examples"),

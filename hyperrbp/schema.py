@@ -6,7 +6,7 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args, get_origin
@@ -51,8 +51,8 @@ class AnyRecipe(Section):
         """The code of the user's own that it would run: (key, what in words)."""
         yield from ()
 
-    def located(self, folder: Path) -> AnyRecipe:
-        """The same with absolute paths, where they were given relative to a folder."""
+    def located(self, folder: Callable[[str], Path]) -> AnyRecipe:
+        """The same with absolute paths; ``folder`` of a key is what its path was relative to."""
         return self
 
     def to_yaml(self) -> str:
@@ -102,7 +102,8 @@ def _explain(error: ErrorDetails, known: type[BaseModel] | list[str]) -> KeyFaul
     if kind in ("extra_forbidden", "unexpected_keyword_argument"):
         return at, f"unknown key; {_nearest(at, known)}"
     if kind == "literal_error":
-        return at, not_one_of(got, re.findall(r"'([^']*)'", context["expected"]))
+        choices = re.findall(r"'([^']*)'|\b(\d+)\b", context["expected"])
+        return at, not_one_of(got, [text or number for text, number in choices])
     if kind == "value_error":
         return at, f"{context['error']}, got {shown(got)}"
     if kind == "model_type":

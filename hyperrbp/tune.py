@@ -197,10 +197,7 @@ def _finish(
         "hyperparameters": problem.describe(state.best_theta),
         "last": {"meta_step": state.meta_step, "hyperparameters": problem.describe(state.theta)},
         "untuned": problem.describe(experiment.theta),
-        "heldout_accuracy": {
-            "before": experiment.heldout_accuracy(0, experiment.theta),
-            "after": experiment.heldout_accuracy(state.best_step, state.best_theta),
-        },
+        **experiment.heldout_before_and_after(state.best_step, state.best_theta),
         "warnings": [record["warning"] for record in records if "warning" in record],
         "choices": [record["choice"] for record in records if "choice" in record],
         **spent(records),

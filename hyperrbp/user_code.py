@@ -6,6 +6,7 @@ runs such a recipe has said so by running it.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import re
@@ -17,7 +18,7 @@ from typing import Any
 
 from hyperrbp.errors import UsageError
 
-_NAMED = re.compile(r"(?P<module>[^:]*[^:\s]):(?P<function>[A-Za-z_]\w*)")
+_NAMED = re.compile(r"(?!torchvision:)(?P<module>[^:]*[^:\s]):(?P<function>[A-Za-z_]\w*)")
 
 
 def is_code(name: str) -> bool:
@@ -37,20 +38,38 @@ def located(name: str, folder: Path) -> str:
     return f"{(folder / module).absolute()}:{function}" if module.endswith(".py") else name
 
 
+def digest(name: str) -> str | None:
+    """Of the file that will run; None for a module, which is found when it is imported."""
+    module, _ = name.rsplit(":", 1)
+    try:
+        content = Path(module).read_bytes() if module.endswith(".py") else None
+    except OSError:
+        return None
+    return None if content is None else hashlib.sha256(content).hexdigest()[:16]
+
+
 def run(name: str, *arguments: Any, **options: Any) -> Any:
     """Import the module, and call its function.
 
     Raises:
         UsageError: if there is no such module or function, or it fails.
     """
-    module, function = name.rsplit(":", 1)
+    return function(name, lambda found: found(*arguments, **options))
+
+
+def function(name: str, use: Callable[[Callable[..., Any]], Any] = lambda found: found) -> Any:
+    """Import the module, and give what ``use`` makes of its function: the function itself.
+
+    Raises:
+        UsageError: if there is no such module or function, or it fails in ``use``.
+    """
+    module, attribute = name.rsplit(":", 1)
     before, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # nothing is written beside it
     try:
-        found = getattr(_imported(module), function)
+        found = getattr(_imported(module), attribute)
         if not callable(found):
-            raise TypeError(f"{function} is not a function")
-        called: Callable[..., Any] = found
-        return called(*arguments, **options)
+            raise TypeError(f"{attribute} is not a function")
+        return use(found)
     except (Exception, SystemExit) as error:  # it is any code at all
         reason = " ".join(str(error).split())
         raise UsageError(f"{described(name)}: {type(error).__name__}: {reason}") from error

@@ -105,6 +105,7 @@ def test_ls():
     done = run("ls")
     assert done.exit_code == 0
     assert [line.split()[0] for line in done.stdout.splitlines() if line[0] != " "] == [
+        "conv",
         "cora",
         "digits",
         "hopfield",
@@ -181,7 +182,7 @@ def test_validate_takes_settings():
     assert (recipe.inner.steps, recipe.meta.learning_rate) == (1000, 0.001)
 
 
-BUILT_IN = "cora, digits, hopfield, mnist, pubmed"
+BUILT_IN = "conv, cora, digits, hopfield, mnist, pubmed"
 
 
 @pytest.mark.parametrize(
@@ -275,7 +276,7 @@ def test_a_faulty_recipe_is_refused_before_data_or_device_are_touched(monkeypatc
     def touched(*args, **kwargs):
         raise AssertionError("touched")
 
-    monkeypatch.setattr("hyperrbp.experiment.load", touched)
+    monkeypatch.setattr("hyperrbp.examples.load", touched)
     monkeypatch.setattr("hyperrbp.experiment.choose_device", touched)
     for words in (["--trunc", "0"], ["--set", "inner.steps=x"], ["--dry-run", "--seed", "-1"]):
         assert_refused(run("tune", "mnist", "--device", "cuda", *words), 2)

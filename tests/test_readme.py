@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,34 @@ def test_its_layer_trains(capsys):
     said = capsys.readouterr().out
     assert float(said.split("loss ")[1].split(";")[0]) < 0.9
     assert "gradient truncated" in said or "gradient converged" in said
+
+
+def test_its_walk_through_works(tmp_path, monkeypatch):
+    """The files and commands of one's own network, data and loss, in a few meta steps."""
+    section = README.split("## Your own network, data and loss")[1].split("\n## ")[0]
+    files = dict(re.findall(r"<!-- file: (.+?) -->\n```\w+\n(.*?)```", section, flags=re.DOTALL))
+    assert list(files) == ["make_data.py", "net.py", "turned.yaml"]
+    assert len(files["turned.yaml"].splitlines()) <= 20
+    for name, text in files.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    commands = re.findall(r"^    (python|hyperrbp) (.+)$", section, flags=re.MULTILINE)
+    assert [words.split()[0] for _, words in commands] == ["make_data.py", "tune", "train"]
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    for program, words in commands:
+        also = ["--meta-steps", "2"] if words.startswith("tune") else []
+        module = ["-m", "hyperrbp"] if program == "hyperrbp" else []
+        done = subprocess.run(
+            [sys.executable, *module, *words.split(), *also],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+    tuned = json.loads((tmp_path / "tuned" / "result.json").read_text())
+    assert tuned["meta_loss"][2] < tuned["meta_loss"][0]
+    start = re.search(r"^ +([\d.]+) → [\d.]+ \(best", section, flags=re.MULTILINE)
+    assert tuned["meta_loss"][0] == pytest.approx(float(start[1]), rel=0.01)
+    assert (tmp_path / "trained" / "weights.safetensors").is_file()
 
 
 def test_its_penalties_exist():

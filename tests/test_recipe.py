@@ -149,7 +149,9 @@ def faults_of(text, *, count=1, overrides=()):
     return faults
 
 
-TOP = "name, seed, device, dtype, threads, data, model, inner, hyperparameters, gradient, meta, record"
+TOP = (
+    "name, seed, device, dtype, threads, data, model, inner, hyperparameters, gradient, meta, record"
+)
 
 BAD = [
     # unknown keys

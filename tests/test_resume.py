@@ -36,6 +36,7 @@ TUNING: dict[str, Any] = {
     "seed": 7,
     "dtype": "float64",
     "data.name": "mnist",
+    "data.shape": "flat",
     "data.train_examples": 190,
     "data.validation_examples": 41,
     "data.center": False,
@@ -48,6 +49,7 @@ TUNING: dict[str, Any] = {
     "inner.update": "pytorch",
     "inner.learning_rate": 0.3,
     "inner.momentum": 0.4,
+    "inner.loss": "mse",
     "inner.fresh": True,
     "gradient.method": "rbp",
     "gradient.trunc": 4,
@@ -65,8 +67,8 @@ TUNING: dict[str, Any] = {
     "record.inner_curves": [0],
 }
 """Another valid value for each key; which others there are, see NOT_COMPARED."""
-NOT_COMPARED = {"device", "threads", "meta.steps"}
-"""The checkpoint watches over the first two; more of the last is welcome."""
+NOT_COMPARED = {"device", "threads", "meta.steps", "data.options"}
+"""The checkpoint watches over two of them, more meta steps are welcome, digits have no options."""
 
 MEMORY = """
 name: memory

@@ -580,13 +580,13 @@ def test_code_that_is_allowed_runs_and_its_run_can_be_repeated(
 @pytest.mark.promise(5)
 @pytest.mark.catches(
     "recipe.py",
-    "    return recipe.located(Path() if typed or folder is None else folder)\n",
-    "    return recipe.located(Path() if folder is None else folder)\n",
+    "        return Path() if typed or folder is None else folder\n",
+    "        return Path() if folder is None else folder\n",
 )
 @pytest.mark.catches(
     "recipe.py",
-    "    return recipe.located(Path() if typed or folder is None else folder)\n",
-    "    return recipe.located(Path())\n",
+    "        return Path() if typed or folder is None else folder\n",
+    "        return Path()\n",
 )
 def test_paths_to_code_are_relative_to_who_wrote_them(elsewhere, cases):
     """In a recipe to its folder, in --set to the working folder; the other's code does not run."""

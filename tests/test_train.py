@@ -686,7 +686,7 @@ def test_an_inner_training_is_the_problems_run(tmp_path):
     experiment, problem, h = run_by_hand(lambda problem: problem.initial_theta(math.exp(-1), 0.5))
     assert result == folder.result()
     assert set(result) == {
-        "status", "seed", "device", "train_steps", "meta_loss", "heldout_accuracy",
+        "status", "seed", "device", "train_steps", "meta_loss", "heldout", "heldout_accuracy",
         "hyperparameters", "seconds", "peak_bytes", "wall_seconds", "run_folder", "weights",
         "environment", "inexact_resumes",
     }  # fmt: skip

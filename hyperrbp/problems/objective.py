@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from hyperrbp.errors import UsageError
+from hyperrbp.problems.hidden_state import refuse_hidden_state
 from hyperrbp.straight_line import StraightLine
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -30,7 +31,7 @@ class Objective:
     """
 
     def __init__(self, model: nn.Module, loss: Loss) -> None:
-        _refuse_hidden_state(model)
+        refuse_hidden_state(model)
         named = dict(model.named_parameters())
         if not named:
             raise UsageError("the model has no parameters to train")
@@ -211,14 +212,3 @@ class Objective:
 def flat(pieces: Sequence[Tensor]) -> Tensor:
     """All pieces in one vector."""
     return torch.cat([piece.reshape(-1) for piece in pieces])
-
-
-def _refuse_hidden_state(model: nn.Module) -> None:
-    for name, module in model.named_modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
-            raise UsageError(f"the model's '{name}' draws random numbers; dropout is not supported")
-        if any(True for _ in module.buffers(recurse=False)):
-            raise UsageError(
-                f"the model's '{name}' ({type(module).__name__}) keeps buffers, which are part of"
-                " no gradient; use a layer without running statistics"
-            )

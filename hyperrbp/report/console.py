@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hyperrbp.diagnostics.verdict import Verdict
+from hyperrbp.report import heldout
 
 if TYPE_CHECKING:
     import torch
@@ -218,7 +219,6 @@ def answer(result: Mapping[str, Any]) -> RenderableType:
             ),
         )
     losses, best = result["meta_loss"], result["best"]
-    accuracy = result["heldout_accuracy"]
     facts = Table.grid(padding=(0, 2))
     for name, text in reservations(result):
         facts.add_row(name, text)
@@ -232,7 +232,8 @@ def answer(result: Mapping[str, Any]) -> RenderableType:
         f"{losses[0]:.6g} → {best['meta_loss']:.6g}"
         f" (best, at meta step {best['meta_step']} of {result['meta_steps']})",
     )
-    facts.add_row("held-out accuracy", f"{accuracy['before']:.2%} → {accuracy['after']:.2%}")
+    for name, value in heldout.rows(result):
+        facts.add_row(name, value)
     facts.add_row(
         "cost",
         f"{duration(result['seconds'])}, peak memory {human_bytes(result['peak_bytes'])},"

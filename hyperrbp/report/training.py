@@ -9,6 +9,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 
+from hyperrbp.report import heldout
 from hyperrbp.report.console import bar_with_eta, duration, human_bytes, reservations, sparkline
 
 if TYPE_CHECKING:
@@ -129,7 +130,8 @@ def answer(result: Mapping[str, Any]) -> RenderableType:
     else:
         loss = result["meta_loss"]
         table.add_row("training loss", "not finite" if loss is None else f"{loss:.6g}")
-        table.add_row("held-out accuracy", f"{result['heldout_accuracy']:.2%}")
+        for name, value in heldout.rows(result):
+            table.add_row(name, value)
         how = f"{result['train_steps']} training steps"
     table.add_row(
         "cost",

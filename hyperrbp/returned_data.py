@@ -1,0 +1,39 @@
+"""Data sets that a function of the user's returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from hyperrbp import arrays, user_code
+from hyperrbp.data import DataSet
+from hyperrbp.errors import DataError
+from hyperrbp.randomness import generator
+
+
+def load(name: str, options: Mapping[str, Any]) -> DataSet:
+    """What the function makes of the options: ((x, y) to train on, (x, y) held out).
+
+    PyTorch's generator has the same seed whenever it runs, and stands afterwards as before.
+
+    Raises:
+        UsageError: if there is no such function, or it fails.
+        DataError: if it returns something else.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator(0, "data").initial_seed())
+        returned = user_code.run(name, **options)
+    where = user_code.described(name)
+    try:
+        (train_x, train_y), (test_x, test_y) = returned
+    except (TypeError, ValueError):
+        raise DataError(
+            f"{where} returned {type(returned).__name__}; expected"
+            " ((train_x, train_y), (test_x, test_y))"
+        ) from None
+    return DataSet(
+        arrays.examples(train_x, train_y, where, ("train_x", "train_y")),
+        arrays.examples(test_x, test_y, where, ("test_x", "test_y")),
+    )
