@@ -132,6 +132,8 @@ class MetaStep:
     problem: Problem
     seconds: Mapping[str, float]
     peak_bytes: Mapping[str, Mapping[str, int]]
+    source: str | None = None
+    """What proposed it, where there are several that may."""
 
 
 def descend(

@@ -58,6 +58,10 @@ class Problem(ABC):
     def loss_and_gradient(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """L(h), shape (), and ∂L/∂h, shape (n,); neither keeps a graph."""
 
+    def loss(self, h: Tensor) -> Tensor:
+        """L(h), shape (), without its gradient."""
+        return self.loss_and_gradient(h)[0]
+
     def states(self, theta: Tensor, start: int, stop: int, h: Tensor) -> Iterator[Tensor]:
         """h_{start+1}, …, h_stop from h = h_start, without graphs.
 

@@ -150,7 +150,8 @@ def faults_of(text, *, count=1, overrides=()):
 
 
 TOP = (
-    "name, seed, device, dtype, threads, data, model, inner, hyperparameters, gradient, meta, record"
+    "name, seed, device, dtype, threads, data, model, inner, hyperparameters, gradient, meta,"
+    " record"
 )
 
 BAD = [
