@@ -819,13 +819,14 @@ def _tune(
     from hyperrbp.report.tensorboard import TensorBoard
     from hyperrbp.tune import tune_recipe
 
+    screen = Dashboard(stderr) if stderr.is_terminal else Plain(stderr)
     observers: list[Observer] = [TensorBoard()]
     if profile:
         from hyperrbp.profile import ProfileFirst
 
         observers.insert(0, ProfileFirst())
     if not quiet:
-        observers.append(Dashboard(stderr) if stderr.is_terminal else Plain(stderr))
+        observers.append(screen)
     result = tune_recipe(
         recipe,
         folder,
@@ -833,6 +834,7 @@ def _tune(
         resume=resume,
         inexact_resume=inexact_resume,
         observers=observers,
+        testing=(lambda *_: None) if quiet else screen.testing,
     )
     if as_json:
         print(json.dumps(result))

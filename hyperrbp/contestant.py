@@ -11,7 +11,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from copy import copy
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -48,14 +49,18 @@ class Contestant:
     """What it takes of :mod:`hyperrbp.search`."""
 
 
-def _tuned(experiment: Experiment) -> Iterator[Event]:
-    """The recipe's own tuning, for as long as anyone listens."""
-    from hyperrbp.descent import descend
+def _tuned(walk: str | None, experiment: Experiment) -> Iterator[Event]:
+    """The recipe's own tuning, or another walk, for as long as anyone listens."""
+    from hyperrbp.meta_loop import begin, meta_steps
 
-    meta = replace(experiment.meta, steps=sys.maxsize)
-    seed = experiment.recipe.seed
-    for step in descend(experiment.problem, experiment.theta, experiment.gradient, meta, seed=seed):
-        yield Event("step", step.theta, step.meta_loss)
+    if walk is not None:
+        recipe = experiment.recipe
+        meta = recipe.meta.model_copy(update={"walk": walk})
+        experiment = copy(experiment)
+        experiment.recipe = recipe.model_copy(update={"meta": meta})
+    for step in meta_steps(experiment, begin(experiment), steps=sys.maxsize):
+        kind = "trial" if step.source in ("screening", "surrogate") else "step"
+        yield Event(kind, step.theta, step.meta_loss)
 
 
 def _searched(sampler: str, experiment: Experiment) -> Iterator[Event]:
@@ -70,12 +75,13 @@ def _search(sampler: str, sentence: str | None = None) -> Contestant:
     return Contestant(words, partial(_searched, sampler), sampler)
 
 
+WALKS = ("adam", "gradient", "surrogate", "both")
 OURS = "hyperrbp"
 """Whom the others are held against."""
 
 CONTESTANTS: dict[str, Contestant] = {
-    OURS: Contestant("the recipe's own tuning, by hypergradients", _tuned),
-    "screening": _search("sobol", "a scrambled Sobol sequence: ours without the gradient"),
+    OURS: Contestant("the recipe's own tuning", partial(_tuned, None)),
+    **{walk: Contestant(f"ours with meta.walk: {walk}", partial(_tuned, walk)) for walk in WALKS},
     **{name: _search(name) for name in SAMPLERS},
 }
 

@@ -59,6 +59,8 @@ class MetaSettings:
     decay: float = 1.0
     decay_from: int = 0
     max_rollbacks: int = 0
+    patience: int | None = None
+    """It ends early once the best meta loss is so many meta steps old."""
 
 
 @dataclass
@@ -83,6 +85,11 @@ class MetaState:
         self.first_moment = torch.zeros_like(self.theta)
         self.second_moment = torch.zeros_like(self.theta)
         self.best_theta = self.theta.clone()
+
+    @property
+    def updates(self) -> int:
+        """How often θ was moved."""
+        return self.meta_step
 
     def to_json(self) -> dict[str, Any]:
         """Plain numbers; a float32 survives its journey through a double exactly."""
@@ -163,7 +170,7 @@ def descend(
     """
     gradient, meta = gradient or GradientSettings(), meta or MetaSettings()
     state = theta if isinstance(theta, MetaState) else MetaState(theta.detach().clone())
-    while state.meta_step <= meta.steps:
+    while state.meta_step <= meta.steps and not _out_of_patience(state, meta):
         n = state.meta_step
         now = problem if isinstance(problem, Problem) else problem(n)
         try:
@@ -211,6 +218,11 @@ def _step(
         with meter.phase("meta step"):
             _update(state, result.gradient, meta)
     return MetaStep(n, float(loss), at, result, settings, problem, meter.seconds, meter.peak_bytes)
+
+
+def _out_of_patience(state: MetaState, meta: MetaSettings) -> bool:
+    # The step to come is not one of them: so a run that is resumed stops where it had stopped.
+    return meta.patience is not None and state.meta_step - 1 - state.best_step >= meta.patience
 
 
 def _roll_back(state: MetaState, meta: MetaSettings, error: DivergedError) -> None:

@@ -60,12 +60,15 @@ class Experiment:
         train = Batch(train.inputs[:wanted], train.targets[:wanted])
         self._center = train.inputs.mean(0) if section.center else None
         train = self._prepared(train)
+        self.train_rows = torch.arange(wanted)
+        """Which examples of the data set's training part are trained on, shape (B,)."""
         if not section.validation_examples:
             return self._noisy(train), None
         # Which examples are held back depends on the seed alone; the rest keep their order.
         order = torch.randperm(wanted, generator=generator(self.recipe.seed, "validation split"))
         back = order[: section.validation_examples].sort().values.to(self.device)
-        stay = order[section.validation_examples :].sort().values.to(self.device)
+        self.train_rows = order[section.validation_examples :].sort().values
+        stay = self.train_rows.to(self.device)
         return (
             self._noisy(Batch(train.inputs[stay], train.targets[stay])),
             Batch(train.inputs[back], train.targets[back]),
@@ -114,11 +117,16 @@ class Experiment:
             self._models = {draw: self._draw(draw)}
         return self._models[draw]
 
-    def _draw(self, draw: int) -> TrainingRun:
+    def unseen(self, number: int) -> TrainingRun:
+        """The inner run from initial weights and with batches that no meta step has."""
+        return self._draw(0, generator(self.recipe.seed, "test", number).initial_seed())
+
+    def _draw(self, draw: int, seed: int | None = None) -> TrainingRun:
         recipe, inner = self.recipe, self.recipe.inner
+        seed = recipe.seed if seed is None else seed
         # A layer initializes itself from the global generator, which stands afterwards as before.
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(generator(recipe.seed, "model", draw).initial_seed())
+            torch.manual_seed(generator(seed, "model", draw).initial_seed())
             model = _built(recipe, self._examples.shape, self._examples.outputs)
         refuse_hidden_state(model)
         model.to(self.device, self._dtype).requires_grad_(False)
@@ -126,12 +134,11 @@ class Experiment:
         if recipe.model.init_std is not None:
             count = sum(tensor.numel() for tensor in model.parameters())
             weights = torch.empty(count, dtype=self._dtype)
-            weights.normal_(
-                0, recipe.model.init_std, generator=generator(recipe.seed, "initial weights", draw)
-            )
+            source = generator(seed, "initial weights", draw)
+            weights.normal_(0, recipe.model.init_std, generator=source)
             weights = weights.to(self.device)
         # Seeds of two draws never meet: each stands for (seed, draw) in the batches' own purpose.
-        batch_seed = generator(recipe.seed, "batch order", draw).initial_seed()
+        batch_seed = generator(seed, "batch order", draw).initial_seed()
         run = TrainingRun(
             model,
             ShuffledBatches(self.train, inner.batch_size, batch_seed),
@@ -193,6 +200,7 @@ class Experiment:
             decay=1.0 if decay is None else decay.factor,
             decay_from=0 if decay is None else decay.from_step,
             max_rollbacks=section.max_rollbacks if section.on_divergence == "rollback" else 0,
+            patience=section.patience,
         )
 
     def inner_curve(
@@ -210,18 +218,6 @@ class Experiment:
     def heldout_measures(self, problem: TrainingRun, h: torch.Tensor) -> dict[str, float]:
         """What the weights of a state are worth on the held-out examples."""
         return heldout.measures(problem, h, self.heldout, self._examples.loss_name)
-
-    def heldout_before_and_after(self, best_step: int, best: torch.Tensor) -> dict[str, Any]:
-        """Train once at the untuned start and once at θ, and measure both; for a result."""
-        found = {}
-        for when, meta_step, theta in (("before", 0, self.theta), ("after", best_step, best)):
-            problem = self.problem(meta_step)
-            h = problem.run(theta, 0, problem.steps, problem.initial_state(theta))
-            found[when] = self.heldout_measures(problem, h)
-        result: dict[str, Any] = {"heldout": found}
-        if all("accuracy" in measures for measures in found.values()):
-            result["heldout_accuracy"] = {when: m["accuracy"] for when, m in found.items()}
-        return result
 
     def environment(self) -> dict[str, str | int]:
         """What the bits of a result depend on, besides the recipe."""

@@ -26,8 +26,8 @@ class InnerTraining(Trainee):
     Args:
         recipe: a tuning recipe.
         root: the data root.
-        hyperparameters: ``{"learning_rate": {tensor: α}, "momentum": {tensor: β}}``; the recipe's
-            untuned ones if not given.
+        hyperparameters: ``{kind: {name: value}}``, as ``result.json`` of a tuning run has them; the
+            recipe's untuned ones if not given.
 
     Raises:
         UsageError: if they are not those of this network.
@@ -54,10 +54,13 @@ class InnerTraining(Trainee):
 
     def headline(self) -> str:
         """What is trained, and how, in two lines."""
-        rates = self._problem.describe(self._theta)["learning_rate"].values()
+        layout = self._problem.layout
+        kind, at = next(iter(layout.slices.items()))
+        values = layout.natural(self._theta)[at]
         return (
             f"{self.recipe.name}: {self._problem.weights:,} weights on {self.place}\n"
-            f"{self.last} training steps, learning rates {min(rates):.3g} … {max(rates):.3g}"
+            f"{self.last} training steps, {kind.replace('_', ' ')}s {float(values.min()):.3g} …"
+            f" {float(values.max()):.3g}"
         )
 
     def advance(self) -> dict[str, Any]:

@@ -137,6 +137,8 @@ class AveragingSection(Section):
     series: int = Field(2, ge=1, description="how many series 'resampled' averages")
 
 
+ADAM = "adam"
+"""The paper's meta loop."""
 AUTO = "auto"
 """The method that chooses among the others."""
 
@@ -177,6 +179,15 @@ class MetaSection(Section):
     """The outer loop: a descent on the logarithms and logits of the hyperparameters."""
 
     steps: int = Field(30, ge=1, le=10**7, description="meta steps")
+    walk: Literal["adam", "gradient", "surrogate", "both"] = Field(
+        "adam",
+        description="adam: from the start, the paper's | or, from the best of a screening in the"
+        " box, gradient: steps of adaptive length along the gradient of the log loss | surrogate: a"
+        " local model of the loss, no gradient | both: the gradient, and the model where it fails",
+    )
+    screened: int = Field(
+        81, ge=1, le=10**6, description="points that are screened on shortened runs; 1: the start"
+    )
     learning_rate: float = Field(0.05, gt=0, le=1000, description="of Adam")
     decay: DecaySection | None = Field(None, description="{factor, from_step}, or null")
     on_divergence: Literal["stop", "rollback"] = Field(
@@ -185,6 +196,12 @@ class MetaSection(Section):
         " meta step",
     )
     max_rollbacks: int = Field(10, ge=1, le=100, description="how often, before it stops")
+    patience: int | None = Field(
+        None,
+        ge=1,
+        le=10**7,
+        description="end early once the best meta loss is so many meta steps old; null: never",
+    )
     loss: Literal["train", "validation"] = Field(
         "train", description="the loss on all training examples | on the validation split"
     )
@@ -396,6 +413,7 @@ def contradictions(recipe: Recipe) -> Iterator[KeyFault]:
     yield from tuned.contradictions(
         recipe.hyperparameters, steps=recipe.inner.steps, weight_decay=recipe.inner.weight_decay
     )
+    yield from _walk(recipe)
     yield from method_faults(gradient.method, gradient.options, also=[AUTO])
     if gradient.template in METHODS:
         yield from _gradient(recipe)
@@ -473,6 +491,25 @@ def _sizes(recipe: Recipe) -> Iterator[KeyFault]:
         )
 
 
+def _walk(recipe: Recipe) -> Iterator[KeyFault]:
+    walk = recipe.meta.walk
+    if walk in ("gradient", "both") and recipe.gradient.method == AUTO:
+        yield (
+            ("gradient", "method"),
+            f"meta.walk is {walk}; expected a method by name, got auto, which goes with adam",
+        )
+    many = [kind for kind, (by, _, _) in recipe.hyperparameters.tuned().items() if by in _MANY]
+    if walk in ("surrogate", "both") and many:
+        yield (
+            ("meta", "walk"),
+            f"a model of the loss is of no use in as many dimensions as {many[0]} has; expected"
+            f" adam or gradient, got {walk}",
+        )
+
+
+_MANY = ("weight", "example")
+
+
 def _gradient(recipe: Recipe) -> Iterator[KeyFault]:
     gradient, steps = recipe.gradient, recipe.inner.steps
     method, section = method_class(gradient.template), gradient.averaging
@@ -485,7 +522,7 @@ def _gradient(recipe: Recipe) -> Iterator[KeyFault]:
             f"{gradient.template}{why} cannot take '{section.estimator}';"
             f" expected auto or {' or '.join(method.estimators)}",
         )
-    if gradient.method != AUTO:
+    if gradient.method != AUTO and recipe.meta.walk != "surrogate":
         for kind, why in unseen(
             recipe.hyperparameters, method.sight, trunc=gradient.trunc, steps=steps
         ):

@@ -7,8 +7,10 @@
 ``checkpoint.previous.json``      the one before it, for the day that it is damaged
 ``.lock``                         while the run goes on: whose it is
 ``result.json``                   the answer
-``learning_rates_momenta.yaml``   ``tune``: the tuned hyperparameters, by tensor
+``hyperparameters.yaml``          ``tune``: the tuned hyperparameters, in summary where very many
 ``sgd_parameter_groups.py``       ``tune``: the same, as parameter groups for ``torch.optim.SGD``
+``weight_decay.safetensors``      ``tune``: for it, where every weight has a weight decay of its own
+``example_weights.safetensors``   ``tune``: for it, where every training example has a weight
 ``weights.safetensors``           ``train``: the trained weights, by parameter name
 ``events/``                       TensorBoard
 ================================  ================================================================
@@ -80,7 +82,7 @@ class RunFolder:
         self.records_file = path / "records.jsonl"
         self.checkpoint_file = path / "checkpoint.json"
         self.result_file = path / "result.json"
-        self.yaml_file = path / "learning_rates_momenta.yaml"
+        self.yaml_file = path / "hyperparameters.yaml"
         self.groups_file = path / "sgd_parameter_groups.py"
         self.weights_file = path / "weights.safetensors"
         self.events = path / "events"
@@ -229,13 +231,21 @@ class RunFolder:
         checkpoint.write_atomically(self.result_file, json.dumps(result, indent=2) + "\n")
 
     def write_hyperparameters(
-        self, hyperparameters: Mapping[str, Any], parameter_groups: str
+        self,
+        hyperparameters: Mapping[str, Any],
+        parameter_groups: str,
+        tensors: Mapping[str, dict[str, Tensor]],
     ) -> None:
-        """The answer of a tuning run, for people and for the next training script."""
+        """The answer of a tuning run, for people and for the next training script.
+
+        ``tensors`` are those that the script reads, by the name of their file.
+        """
         checkpoint.write_atomically(
             self.yaml_file, yaml.safe_dump(dict(hyperparameters), sort_keys=False)
         )
         checkpoint.write_atomically(self.groups_file, parameter_groups)
+        for name, packed in tensors.items():
+            checkpoint.write_atomically(self.path / name, checkpoint.packed_tensors(packed))
 
     def result(self) -> dict[str, Any]:
         """The answer of a finished run.

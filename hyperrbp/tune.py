@@ -5,19 +5,23 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
-from hyperrbp import checkpoint
-from hyperrbp.descent import Chooser, GradientSettings, MetaState, MetaStep, descend
+from hyperrbp import checkpoint, meta_loop
+from hyperrbp.descent import MetaStep
 from hyperrbp.errors import CheckpointError, DivergedError
 from hyperrbp.experiment import Experiment
+from hyperrbp.final_test import Told, on_unseen_draws
+from hyperrbp.meta_loop import State, begin, meta_steps
 from hyperrbp.meter import measured, spent
 from hyperrbp.problems.training import TrainingRun
-from hyperrbp.recipe import AUTO, Recipe
-from hyperrbp.report.export import parameter_groups
+from hyperrbp.quantiles import NAMED_UP_TO, told
+from hyperrbp.recipe import Recipe
+from hyperrbp.report.export import exported
 from hyperrbp.run_folder import RunFolder, default_folder, open_run
 from hyperrbp.watch import GradientWatch
 
@@ -46,6 +50,7 @@ def tune_recipe(
     resume: bool = False,
     inexact_resume: bool = False,
     observers: Sequence[Observer] = (),
+    testing: Told = lambda *_: None,
 ) -> dict[str, Any]:
     """Tune as the recipe says, and return what ``result.json`` holds.
 
@@ -56,6 +61,7 @@ def tune_recipe(
         resume: go on with the run in ``out``.
         inexact_resume: also where versions, threads or device are others than they were.
         observers: told of every step.
+        testing: told how the test at the end goes.
 
     Raises:
         UsageError: if the folder cannot be used.
@@ -68,16 +74,20 @@ def tune_recipe(
             folder.check_same(recipe)
         experiment = Experiment(recipe, data_root)
         restored = _restored(folder, experiment, inexact_resume) if resume else None
-        state = MetaState(experiment.theta) if restored is None else restored
+        state = begin(experiment) if restored is None else restored
         folder.create(experiment.recipe)
         folder.forget_from("meta_step", state.meta_step)
         if restored is None:
             folder.save(state.to_json(), experiment.environment())
-        return _run(experiment, folder, state, observers)
+        return _run(experiment, folder, state, observers, testing)
 
 
 def _run(
-    experiment: Experiment, folder: RunFolder, state: MetaState, observers: Sequence[Observer]
+    experiment: Experiment,
+    folder: RunFolder,
+    state: State,
+    observers: Sequence[Observer],
+    testing: Told,
 ) -> dict[str, Any]:
     earlier = folder.records()
     watch = GradientWatch(experiment, earlier)
@@ -85,86 +95,78 @@ def _run(
     try:
         for observer in observers:
             observer.started(experiment, folder, earlier)
-        for step in descend(
-            experiment.problem,
-            state,
-            _differentiator(experiment),
-            experiment.meta,
-            seed=experiment.recipe.seed,
-        ):
+        for step in meta_steps(experiment, state):
             record = to_record(step, state)
             watch.diagnose(step, record)
             for observer in observers:
                 observer.stepped(record, step.theta)
             folder.append(record)
             folder.save(state.to_json(), experiment.environment())
+        return _finish(experiment, folder, state, started, testing, status="done")
     except DivergedError as error:
         if math.isfinite(state.best_loss):
-            _finish(experiment, folder, state, started, status=str(error))
+            _finish(experiment, folder, state, started, testing, status=str(error))
         raise
     finally:
         for observer in observers:
             observer.stopped()
-    return _finish(experiment, folder, state, started, status="done")
 
 
-def _differentiator(experiment: Experiment) -> GradientSettings | Chooser:
-    section, settings = experiment.recipe.gradient, experiment.gradient
-    if section.method != AUTO:
-        return settings
-    from hyperrbp.auto import EVERY, Auto
-
-    return Auto(settings, section.check_every or EVERY, experiment.recipe.seed)
-
-
-def _restored(folder: RunFolder, experiment: Experiment, inexact: bool) -> MetaState | None:
+def _restored(folder: RunFolder, experiment: Experiment, inexact: bool) -> State | None:
     """Where the run stood; None if it was killed before it had begun."""
     found = folder.load(experiment.environment(), inexact)
     if found is None:
         return None
     try:
-        state = MetaState.from_json(found[0], like=experiment.theta)
+        state = meta_loop.restored(experiment, found[0])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder.checkpoint_file}: not of this version ({error})") from None
     if state.theta.shape != experiment.theta.shape:
         raise CheckpointError(f"{folder.checkpoint_file}: of another network")
-    if state.meta_step > experiment.meta.steps:
+    if state.updates > experiment.meta.steps:
         raise CheckpointError(
-            f"{folder.path} has already taken {state.meta_step} meta steps, more than the"
+            f"{folder.path} has already taken {state.updates} meta steps, more than the"
             f" {experiment.meta.steps} asked for"
         )
     return state
 
 
-def to_record(step: MetaStep, state: MetaState | None = None) -> dict[str, Any]:
+def to_record(step: MetaStep, state: State | None = None) -> dict[str, Any]:
     """A meta step for ``records.jsonl``; all that may differ between two runs is in ``measured``.
 
     ``state`` knows of what happened on the way to it: rollbacks, and the choice of a method that
     chooses.
 
-    Gradients and standard errors are with respect to log learning rate and logit momentum.
+    Gradients and standard errors are with respect to θ, unconstrained: log learning rate, logit
+    momentum and so on. Kinds with very many values are told in summary.
     """
     problem, found = step.problem, step.hypergradient
     assert isinstance(problem, TrainingRun)
     record: dict[str, Any] = {
         "meta_step": step.meta_step,
         "meta_loss": step.meta_loss,
-        "hyperparameters": problem.describe(step.theta),
+        "hyperparameters": told(problem.describe(step.theta)),
     }
+    if step.source is not None:
+        record["source"] = step.source
     if found is not None:
+        gradient, error = found.gradient, found.standard_error
         zero = problem.by_name(found.structurally_zero)
         record |= {
-            "gradient": problem.by_name(found.gradient),
-            "standard_error": None
-            if found.standard_error is None
-            else problem.by_name(found.standard_error),
-            "gradient_norm": float(found.gradient.norm()),
+            "gradient": told(problem.by_name(gradient)),
+            "standard_error": None if error is None else told(problem.by_name(error)),
+            "gradient_norm": float(gradient.norm()),
+            "gradient_norms": {
+                kind: float(gradient[at].norm()) for kind, at in problem.layout.slices.items()
+            },
             "status": str(found.status),
             "residual": found.residual,
             "residuals": found.residuals,
             "products": found.products,
             "structurally_zero": {
-                kind: [name for name, value in values.items() if value]
+                kind: sum(map(bool, values.values()))
+                if len(values) > NAMED_UP_TO
+                else [name for name, value in values.items() if value]
                 for kind, values in zero.items()
             },
             "steady_state_residual": found.steady_state_residual,
@@ -179,7 +181,12 @@ def to_record(step: MetaStep, state: MetaState | None = None) -> dict[str, Any]:
 
 
 def _finish(
-    experiment: Experiment, folder: RunFolder, state: MetaState, started: float, status: str
+    experiment: Experiment,
+    folder: RunFolder,
+    state: State,
+    started: float,
+    testing: Told,
+    status: str,
 ) -> dict[str, Any]:
     recipe, problem = experiment.recipe, experiment.problem(state.best_step)
     assert isinstance(problem, TrainingRun)
@@ -193,11 +200,14 @@ def _finish(
         "seed": recipe.seed,
         "device": recipe.device,
         "meta_loss": [record["meta_loss"] for record in records],
+        "stopped_early": None
+        if status != "done" or records[-1]["meta_step"] == recipe.meta.steps
+        else {"meta_step": records[-1]["meta_step"]},
         "best": {"meta_step": state.best_step, "meta_loss": state.best_loss},
         "hyperparameters": problem.describe(state.best_theta),
         "last": {"meta_step": state.meta_step, "hyperparameters": problem.describe(state.theta)},
         "untuned": problem.describe(experiment.theta),
-        **experiment.heldout_before_and_after(state.best_step, state.best_theta),
+        "grains": {kind: asdict(grain) for kind, grain in problem.layout.grains.items()},
         "warnings": [record["warning"] for record in records if "warning" in record],
         "choices": [record["choice"] for record in records if "choice" in record],
         **spent(records),
@@ -207,9 +217,13 @@ def _finish(
         "inexact_resumes": folder.inexact_resumes,
         "environment": experiment.environment(),
     }
+    thetas = {"tuned": state.best_theta, "untuned": experiment.theta}
+    if (test := on_unseen_draws(experiment, thetas, testing)) is not None:
+        result["test"] = test
     result = checkpoint.finite(result)  # a rate that overflows is none
     folder.write_result(result)
-    folder.write_hyperparameters(
-        result["hyperparameters"], parameter_groups(result, recipe.inner.update)
+    code, tensors = exported(
+        problem.layout, state.best_theta, result, recipe, rows=experiment.train_rows
     )
+    folder.write_hyperparameters(told(result["hyperparameters"]), code, tensors)
     return result

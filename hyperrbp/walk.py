@@ -53,6 +53,8 @@ class WalkSettings:
     failures, set back below ``smallest``."""
     smallest: float = 0.1
     largest: float = 0.8
+    patience: int | None = None
+    """Whole runs without a better one, after the screening, that end the walk."""
 
 
 @dataclass
@@ -91,6 +93,11 @@ class WalkState:
 
     def __post_init__(self) -> None:
         self.best_theta = self.theta.clone()
+
+    @property
+    def updates(self) -> int:
+        """Whole runs after the first."""
+        return max(0, self.meta_step - 1)
 
     def to_json(self) -> dict[str, Any]:
         """Plain numbers."""
@@ -169,6 +176,8 @@ class _Walk:
         while state.meta_step <= settings.steps and not state.stopped:
             if state.survivors:
                 found = self._evaluated(state.survivors.pop(0), "screening")
+            elif self._out_of_patience():
+                return
             elif math.isinf(state.best_loss):
                 raise DivergedError("no run of the screening has a finite loss")
             elif settings.gradient and self._worth_a_gradient():
@@ -181,6 +190,10 @@ class _Walk:
             if found is not None:
                 yield found
                 self._meter = PhaseMeter(self._low.device)
+
+    def _out_of_patience(self) -> bool:
+        patience, state = self._settings.patience, self._state
+        return patience is not None and state.meta_step - 1 - state.best_step >= patience
 
     # --- screening --------------------------------------------------------------------------------
 
@@ -251,21 +264,11 @@ class _Walk:
         if better:
             state.best_step, state.best_loss, state.best_theta = n, loss, theta.clone()
             state.slope, state.misses, self._best_h = None, 0, h
-        found = None
         if not math.isfinite(loss):  # a record is of a run that ended
             return None
         state.meta_step = n + 1
-        return MetaStep(
-            n,
-            loss,
-            theta,
-            found,
-            None,
-            problem,
-            self._meter.seconds,
-            self._meter.peak_bytes,
-            source,
-        )
+        measured = self._meter.seconds, self._meter.peak_bytes
+        return MetaStep(n, loss, theta, None, None, problem, *measured, source)
 
     def _tell(self, u: list[float], value: float) -> None:
         self._state.points.append(list(u))

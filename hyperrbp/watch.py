@@ -15,6 +15,7 @@ from hyperrbp.diagnostics.series import growth_rate
 from hyperrbp.diagnostics.verdict import Evidence, Verdict, judge
 from hyperrbp.experiment import Experiment
 from hyperrbp.gradients import Hypergradient
+from hyperrbp.quantiles import told_inside
 
 
 class GradientWatch:
@@ -62,7 +63,7 @@ class GradientWatch:
         )
         document = result.to_json()
         del document["series"]["gradients"], document["gradient"]  # figures of a page of its own
-        return result.verdict, finite(document)
+        return result.verdict, told_inside(finite(document))
 
 
 def cheap_diagnostics(step: MetaStep, found: Hypergradient) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from hyperrbp.problems.fixed_point import FixedPoint
 from hyperrbp.problems.graph_net import GraphNet
 from hyperrbp.problems.hopfield import Hopfield
 from hyperrbp.problems.training import TrainingRun
+from hyperrbp.report.export import EXAMPLE_WEIGHTS, WEIGHT_DECAY
 from hyperrbp.run_folder import RunFolder
 
 # A suite in the background is told to ignore Ctrl-C; the commands that it starts would, too.
@@ -219,7 +220,8 @@ def outcome(folder: Path) -> tuple:
         del result[key]
     result.pop("weights", None)  # of a training: where they are
     content, tensors = checkpoint.load(run.checkpoint_file)
-    answers = (run.weights_file, run.yaml_file, run.groups_file)
+    beside = (folder / WEIGHT_DECAY, folder / EXAMPLE_WEIGHTS)
+    answers = (run.weights_file, run.yaml_file, run.groups_file, *beside)
     return (
         [without_measured(record) for record in run.records()],
         result,

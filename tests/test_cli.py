@@ -379,8 +379,11 @@ def test_tune_as_json_prints_one_document(finished):
     }
     assert all(rate > 0 for rate in result["hyperparameters"]["learning_rate"].values())
     assert all(0 < beta < 1 for beta in result["hyperparameters"]["momentum"].values())
-    assert set(result["heldout_accuracy"]) == {"before", "after"}
-    assert all(0 <= share <= 1 for share in result["heldout_accuracy"].values())
+    test = result["test"]
+    assert test["seeds"] == 3
+    for which in ("tuned", "untuned"):
+        assert len(test[which]["accuracy"]["values"]) == 3
+        assert all(0 <= share <= 1 for share in test[which]["accuracy"]["values"])
     assert 0 < result["seconds"] < 60
     assert 10**7 < result["peak_bytes"] < 10**11
     assert result == json.loads((out / "result.json").read_text())

@@ -63,8 +63,10 @@ TUNING: dict[str, Any] = {
     "meta.decay.from_step": 2,
     "meta.on_divergence": "rollback",
     "meta.max_rollbacks": 9,
+    "meta.patience": 4,
     "meta.loss": "validation",
     "record.inner_curves": [0],
+    "record.test_seeds": 1,
 }
 """Another valid value for each key; which others there are, see NOT_COMPARED."""
 NOT_COMPARED = {"device", "threads", "meta.steps", "data.options"}
@@ -263,7 +265,7 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path, whole):
         assert result["status"] == "done"
         assert outcome(folder) == outcome(whole)
     assert set(content(folder)) == set(content(whole))
-    same = ("recipe.yaml", "learning_rates_momenta.yaml", "sgd_parameter_groups.py")
+    same = ("recipe.yaml", "hyperparameters.yaml", "sgd_parameter_groups.py")
     assert [content(folder)[name] for name in same] == [content(whole)[name] for name in same]
 
 

@@ -172,7 +172,7 @@ FOLDERS = [
     ("tune", ["result.json"], ["show", "run", "--json"], {7}),
     ("tune", ["result.json"], ["train", "tiny.yaml", "--hyperparameters", "run"], {7}),
     ("tune", ["result.json"], ["check", "tiny.yaml", "--hyperparameters", "run"], {7}),
-    ("tune", ["result.json", "learning_rates_momenta.yaml"], ["tune", "run", "--resume"], {0}),
+    ("tune", ["result.json", "hyperparameters.yaml"], ["tune", "run", "--resume"], {0}),
     ("train", ["checkpoint.json"], ["train", "run", "--resume", "-q"], {0}),
     ("train", BOTH, ["train", "run", "--resume", "-q"], {7}),
     ("train", ["newest"], ["train", "run", "--resume", "-q"], {0}),
@@ -571,7 +571,7 @@ def test_code_that_is_allowed_runs_and_its_run_can_be_repeated(
         assert sorted(importable.rglob("*")) == before
         cases()
     assert losses[0] == losses[1] == losses[2][:3]
-    tensors = yaml.safe_load((elsewhere / "run" / "learning_rates_momenta.yaml").read_text())
+    tensors = yaml.safe_load((elsewhere / "run" / "hyperparameters.yaml").read_text())
     assert list(tensors["momentum"]) == ["0.weight", "0.bias", "2.weight", "2.bias"]
     done = run("train", elsewhere / "run" / "recipe.yaml", "--run-code", "--out", "t", "-q")
     assert (done.exit_code, done.stderr.splitlines()) == (0, [announced])

@@ -760,7 +760,7 @@ def test_hyperparameters_that_cannot_be_meant(tmp_path):
         (spoilt("learning_rate", lambda d: d.update({"output.bias": -0.1})), "above 0"),
         (spoilt("learning_rate", lambda d: d.update({"output.bias": math.inf})), "above 0"),
         (spoilt("momentum", lambda d: d.update({"output.bias": 1.0})), "between 0 and 1"),
-        ({}, "not of this network"),
+        ({}, "not the hyperparameters of this run"),
     ]
     for hyperparameters, words in bad:
         with pytest.raises(UsageError, match=words):

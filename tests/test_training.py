@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import runpy
-
 import pytest
 import torch
 from conftest import small_training_run
@@ -13,7 +11,6 @@ from torch.nn.functional import cross_entropy
 from hyperrbp.errors import UsageError
 from hyperrbp.problems.batches import Batch, ListedBatches, ShuffledBatches
 from hyperrbp.problems.training import UPDATES, TrainingRun
-from hyperrbp.report.export import parameter_groups, sgd_settings
 
 
 def model_of(problem: TrainingRun, h: torch.Tensor, hidden: int = 6) -> nn.Module:
@@ -24,43 +21,6 @@ def model_of(problem: TrainingRun, h: torch.Tensor, hidden: int = 6) -> nn.Modul
 
 def flat(model: nn.Module) -> torch.Tensor:
     return nn.utils.parameters_to_vector(model.parameters()).detach()
-
-
-@pytest.mark.parametrize("update", sorted(UPDATES))
-def test_both_updates_are_torch_sgd(update, tmp_path):
-    """The exported groups train the same network, in float64, to a relative 1e-12."""
-    problem, theta = small_training_run(steps=60, update=update)
-    source = torch.Generator().manual_seed(5)
-    theta = theta + 0.3 * torch.randn(len(theta), generator=source, dtype=torch.float64)
-    h = problem.run(theta, 0, 60, problem.initial_state())
-
-    result = {
-        "hyperparameters": problem.describe(theta),
-        "best": {"meta_loss": 0.5, "meta_step": 3},
-        "method": "neumann",
-        "train_steps": 60,
-        "environment": {"hyperrbp": "0"},
-    }
-    (tmp_path / "groups.py").write_text(parameter_groups(result, update))
-    exported = runpy.run_path(str(tmp_path / "groups.py"))["parameter_groups"]
-    model = model_of(problem, problem.initial_state())
-    optimizer = torch.optim.SGD(exported(model))
-    for t in range(60):
-        x = problem.input(t)
-        optimizer.zero_grad()
-        cross_entropy(model(x.inputs), x.targets).backward()
-        optimizer.step()
-    assert float((flat(model) - h[: problem.weights]).norm() / flat(model).norm()) < 1e-12
-    moved = float((flat(model) - problem.initial_state()[: problem.weights]).norm())
-    assert moved > 0.1, "nothing was trained"
-
-    with pytest.raises(ValueError, match="not the network that was tuned"):
-        exported(nn.Linear(2, 2))
-
-
-def test_maclaurin_settings_in_torch_sgd():
-    settings = sgd_settings({"learning_rate": {"w": 0.4}, "momentum": {"w": 0.75}}, "maclaurin")
-    assert settings == {"w": (0.1, 0.75)}
 
 
 def test_one_update_by_hand():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 import time
 
 import pytest
@@ -15,6 +16,7 @@ from hyperrbp import GradientSettings, MetaSettings, checkpoint, descend, hyperg
 from hyperrbp.descent import MetaState
 from hyperrbp.errors import CheckpointError, UsageError
 from hyperrbp.experiment import Experiment
+from hyperrbp.final_test import on_unseen_draws
 from hyperrbp.gradients import METHODS
 from hyperrbp.recipe import parse, read
 from hyperrbp.report.tensorboard import TensorBoard, scalars
@@ -93,7 +95,7 @@ def test_a_state_survives_json_to_the_bit():
 @pytest.mark.catches("randomness.py", 'f"{seed}/{purpose}/{step}"', 'f"{purpose}/{step}"')
 @pytest.mark.catches(
     "experiment.py",
-    '0, recipe.model.init_std, generator=generator(recipe.seed, "initial weights", draw)',
+    '0, recipe.model.init_std, generator=generator(seed, "initial weights", draw)',
     "0, recipe.model.init_std",
 )
 def test_a_run_folder_and_its_rerun(tmp_path):
@@ -111,7 +113,7 @@ def test_a_run_folder_and_its_rerun(tmp_path):
     records = folder.records()
     assert result["hyperparameters"] == records[best]["hyperparameters"]
     assert result["untuned"] == records[0]["hyperparameters"]
-    assert set(result["heldout_accuracy"]) == {"before", "after"}
+    assert result["stopped_early"] is None
     assert set(records[0]["measured"]["seconds"]) == {"inner run", "meta-gradient", "meta step"}
     assert "gradient" not in records[-1]
     # Re-running the recipe in the folder gives the same bits.
@@ -137,8 +139,136 @@ def test_the_best_hyperparameters_train_to_the_best_loss(tmp_path):
     assert float(problem.loss_and_gradient(h)[0]) == pytest.approx(
         result["best"]["meta_loss"], rel=1e-4
     )
-    accuracy = problem.accuracy(h, experiment.heldout)
-    assert accuracy == pytest.approx(result["heldout_accuracy"]["after"], abs=0.004)
+
+
+# --- the test at the end -------------------------------------------------------------------------
+
+
+def by_hand(experiment, theta, number):
+    """The held-out loss and accuracy after a run from other weights and batches."""
+    problem = experiment.unseen(number)
+    h = problem.run(theta, 0, problem.steps, problem.initial_state(theta))
+    outputs = problem.objective.outputs(
+        problem.objective.pieces(h[: problem.weights]), experiment.heldout.inputs
+    )
+    right = outputs.argmax(1) == experiment.heldout.targets
+    loss = torch.nn.functional.cross_entropy(outputs, experiment.heldout.targets)
+    return float(loss), float(right.double().mean())
+
+
+@pytest.mark.parametrize("seeds", [0, 1, 4])
+def test_the_answer_is_tested_from_other_draws_on_the_held_out_examples(tmp_path, seeds):
+    heard = []
+    result = tune_recipe(
+        tiny(**{"meta.learning_rate": 0.3, "record.test_seeds": seeds}),
+        tmp_path / "run",
+        testing=lambda *told: heard.append(told),
+    )
+    if seeds == 0:
+        assert "test" not in result
+        assert heard == []
+        return
+    assert heard == [(done, 2 * seeds) for done in range(2 * seeds + 1)]
+    experiment = Experiment(read(tmp_path / "run" / "recipe.yaml"))
+    assert set(result["test"]) == {"seeds", "tuned", "untuned"}
+    assert result["test"]["seeds"] == seeds
+    for name, kept in (("tuned", "hyperparameters"), ("untuned", "untuned")):
+        theta = experiment.problem().theta_of(result[kept])
+        found = [by_hand(experiment, theta, number) for number in range(seeds)]
+        tested = result["test"][name]
+        assert tested["diverged"] == 0
+        for measure, values in zip(("loss", "accuracy"), zip(*found, strict=True), strict=True):
+            # The kept rates are θ rounded: an example may fall to the other side.
+            mine = tested[measure]["values"]
+            within = 0.004 if measure == "accuracy" else 0
+            assert mine == pytest.approx(list(values), rel=1e-4, abs=within)
+            assert tested[measure]["mean"] == pytest.approx(sum(mine) / seeds)
+            if seeds == 1:
+                assert tested[measure]["deviation"] is None
+            else:
+                assert tested[measure]["deviation"] == pytest.approx(statistics.stdev(mine))
+    tuned, untuned = (result["test"][name]["loss"]["mean"] for name in ("tuned", "untuned"))
+    assert tuned < untuned
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_no_draw_of_the_test_is_one_of_a_meta_step(fresh):
+    experiment = Experiment(tiny(**{"inner.fresh": fresh}))
+    problems = [experiment.problem(step) for step in range(20)]
+    problems += [experiment.unseen(number) for number in range(20)]
+    starts = {tuple(problem.initial_state().tolist()) for problem in problems}
+    orders = {tuple(problem.input(0).rows.tolist()) for problem in problems}
+    assert len(starts) == len(orders) == (40 if fresh else 21)
+    again = Experiment(tiny()).unseen(3)
+    assert torch.equal(again.initial_state(), experiment.unseen(3).initial_state())
+
+
+def test_a_test_run_that_turns_non_finite_is_null_and_counted(monkeypatch):
+    experiment, real = Experiment(tiny()), Experiment.unseen
+
+    def one_is_bad(self, number):
+        problem = real(self, number)
+        if number == 1:
+            problem._initial_weights = problem._initial_weights * math.nan
+        return problem
+
+    wild = experiment.theta + 100  # rates that overflow
+    found = on_unseen_draws(experiment, {"tuned": wild}, lambda *_: None)["tuned"]
+    assert found == {
+        "loss": {"mean": None, "deviation": None, "values": [None] * 3},
+        "accuracy": {"mean": None, "deviation": None, "values": [None] * 3},
+        "diverged": 3,
+    }
+    monkeypatch.setattr(Experiment, "unseen", one_is_bad)
+    found = on_unseen_draws(experiment, {"tuned": experiment.theta}, lambda *_: None)["tuned"]
+    assert found["diverged"] == 1
+    for measure in ("loss", "accuracy"):
+        values = found[measure]["values"]
+        assert [value is None for value in values] == [False, True, False]
+        known = [values[0], values[2]]
+        assert found[measure]["mean"] == pytest.approx(sum(known) / 2)
+        assert found[measure]["deviation"] == pytest.approx(statistics.stdev(known))
+
+
+# --- patience ------------------------------------------------------------------------------------
+
+IMPATIENT = {"meta.learning_rate": 4.0, "meta.steps": 12, "meta.patience": 3}
+"""Overshoots, and does not come back."""
+
+
+def test_the_loop_ends_when_the_best_is_too_old():
+    problem, theta = small_training_run(steps=15)
+    whole = [s.meta_loss for s in descend(problem, theta, meta=MetaSettings(12, 4.0))]
+    ends = set()
+    for patience in (1, 2, 4, 12):
+        stale = [n - min(range(n + 1), key=whole.__getitem__) for n in range(13)]
+        end = next((n for n in range(13) if stale[n] == patience), 12)
+        meta = MetaSettings(12, 4.0, patience=patience)
+        found = [step.meta_loss for step in descend(problem, theta, meta=meta)]
+        assert found == whole[: end + 1]
+        ends.add(end)
+    assert len(ends) > 1, "nothing to lose patience with"
+
+
+def test_a_run_out_of_patience_is_done_and_says_when(tmp_path):
+    result = tune_recipe(tiny(**IMPATIENT), tmp_path / "whole")
+    end, best = result["stopped_early"]["meta_step"], result["best"]["meta_step"]
+    assert result["status"] == "done"
+    assert end == best + 3 < 12
+    records = RunFolder(tmp_path / "whole").records()
+    assert [record["meta_step"] for record in records] == list(range(end + 1))
+    # Resumed after its end it stays as it is, and interrupted it ends at the same place.
+    truth = outcome(tmp_path / "whole")
+    tune_recipe(tiny(**IMPATIENT), tmp_path / "whole", resume=True)
+    assert outcome(tmp_path / "whole") == truth
+    for at in (1, end):
+        with pytest.raises(KeyboardInterrupt):
+            tune_recipe(tiny(**IMPATIENT), tmp_path / f"cut{at}", observers=[Stops(at)])
+        tune_recipe(tiny(**IMPATIENT), tmp_path / f"cut{at}", resume=True)
+        assert outcome(tmp_path / f"cut{at}") == truth
+
+
+# --- draws, folders and curves -------------------------------------------------------------------
 
 
 def test_fresh_draws_new_weights_and_batches_each_meta_step():
@@ -218,21 +348,24 @@ def test_a_run_killed_before_its_first_checkpoint_starts_anew(tmp_path):
         tune_recipe(tiny(), folder.path, resume=True)
 
 
-class StopsBeforeTheRecord:
+class Stops:
     """Interrupts a run when TensorBoard has a meta step and the records have not."""
+
+    def __init__(self, at) -> None:
+        self._at = at
 
     def started(self, experiment, folder, earlier) -> None: ...
 
     def stopped(self) -> None: ...
 
     def stepped(self, record, theta) -> None:
-        if record["meta_step"] == 3:
+        if record["meta_step"] == self._at:
             raise KeyboardInterrupt
 
 
 def test_tensorboard_shows_each_meta_step_once_after_a_resume(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        tune_recipe(tiny(), tmp_path / "run", observers=[TensorBoard(), StopsBeforeTheRecord()])
+        tune_recipe(tiny(), tmp_path / "run", observers=[TensorBoard(), Stops(3)])
     run = RunFolder(tmp_path / "run")
     assert len(run.records()) == 3
     time.sleep(1.1)  # event files are named by the second

@@ -332,7 +332,8 @@ def _findings(x: Examination) -> Iterator[str]:
     steady = x.steady_state
     unfelt = [f"{kind} of {name}" for kind, of in steady.structurally_zero.items() for name in of]
     if unfelt:
-        yield f"structurally zero, which says nothing about them: {', '.join(unfelt)}"
+        few = unfelt if len(unfelt) <= 24 else [*unfelt[:20], f"and {len(unfelt) - 20:,} more"]
+        yield f"structurally zero, which says nothing about them: {', '.join(few)}"
     if x.found.status is Status.GROWING and x.series.growth_rate <= 1:
         yield "the method's own iterates grew, though the series from the loss gradient does not"
     if x.series.growth_rate > 1:

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from hyperrbp.checkpoint import write_atomically
 from hyperrbp.errors import StorageError
-from hyperrbp.report.console import duration, number
+from hyperrbp.report.console import ROWS, duration, number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -190,7 +190,10 @@ def _components(document: Document) -> Table:
     if exact is not None:
         table.add_column("exact", justify="right")
     for kind, of in document["gradient"].items():
+        largest = set(sorted(of, key=lambda name: -abs(of[name] or 0.0))[:ROWS])
         for name, value in of.items():
+            if name not in largest:
+                continue
             error = None if noise is None else noise["standard_error"][kind][name]
             cells = [f"{kind.replace('_', ' ')} {name}"]
             cells.append(number(value) + ("" if error is None else f" ± {error:.1g}"))
@@ -200,6 +203,8 @@ def _components(document: Document) -> Table:
             if exact is not None:
                 cells.append(number(exact[kind][name]))
             table.add_row(*cells)
+        if len(of) > ROWS:
+            table.add_row(f"{kind.replace('_', ' ')}: {len(of) - ROWS:,} smaller ones")
     return table
 
 

@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hyperrbp.diagnostics.verdict import Verdict
-from hyperrbp.report import heldout
+from hyperrbp.quantiles import Values, summary
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from hyperrbp.tune import Record
 
 PHASES = ("inner run", "meta-gradient", "meta step")
+
+ROWS = 24
+"""Of a table, or curves of a figure: more values are shown by their quantiles."""
 
 
 class Plain:
@@ -59,7 +62,7 @@ class Plain:
         fields = [
             f"meta step {record['meta_step']}/{self._last}",
             f"loss {record['meta_loss']:.6g} (best {self._best:.6g})",
-            f"learning rate {_range(record['hyperparameters']['learning_rate'])}",
+            *(f"{words(kind)} {_range(of)}" for kind, of in _first(record["hyperparameters"])),
             *([f"gradient {gradient_line(record)}"] if "status" in record else []),
             f"{spent:.2f} s"
             f" ({', '.join(f'{name} {value:.2f}' for name, value in seconds.items())})",
@@ -69,6 +72,11 @@ class Plain:
         self._print(" | ".join(fields))
         for line in remarks(record):
             self._console.print(line, highlight=False, soft_wrap=True)
+
+    def testing(self, done: int, runs: int) -> None:
+        """One line."""
+        if done == 0:
+            self._print(f"testing on the held-out examples: {runs} training runs")
 
     def stopped(self) -> None:
         """Nothing is left open."""
@@ -101,6 +109,11 @@ class Dashboard:
             self._console.print(line, highlight=False, soft_wrap=True)
         self._bar.update(self._task, completed=record["meta_step"])
         self._live.update(Group(self._bar, state_table(self._losses, record)))
+
+    def testing(self, done: int, runs: int) -> None:
+        """Redraw, with how far the test is."""
+        how_far = f"testing on the held-out examples: {done}/{runs} runs"
+        self._live.update(Group(self._bar, how_far), refresh=True)
 
     def stopped(self) -> None:
         """Leave the last state on the screen."""
@@ -135,14 +148,14 @@ def headline(experiment: Experiment) -> str:
 
 
 def state_table(losses: Sequence[float], last: Record) -> Table:
-    """The meta loss of every meta step, the learning rates, and what the last one took."""
+    """The meta loss of every meta step, the hyperparameters, and what the last one took."""
     best = min(range(len(losses)), key=losses.__getitem__)
     seconds = last["measured"]["seconds"]
     table = Table.grid(padding=(0, 2))
     table.add_row("meta loss", sparkline(losses))
     table.add_row("", f"{losses[-1]:.6g}   best {losses[best]:.6g} at {best}")
-    table.add_row("learning rate", _range(last["hyperparameters"]["learning_rate"]))
-    table.add_row("momentum", _range(last["hyperparameters"]["momentum"]))
+    for kind, of in last["hyperparameters"].items():
+        table.add_row(words(kind), _range(of))
     if "status" in last:
         table.add_row("gradient", gradient_line(last))
     table.add_row(
@@ -204,20 +217,7 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def answer(result: Mapping[str, Any]) -> RenderableType:
-    """A run's answer: every tensor's hyperparameters, the loss before and after, and the cost."""
-    tuned, untuned = result["hyperparameters"], result["untuned"]
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("tensor")
-    for title in ("learning rate", "momentum"):
-        table.add_column(f"{title}: start → tuned", justify="right")
-    for name in tuned["learning_rate"]:
-        table.add_row(
-            name,
-            *(
-                f"{untuned[kind][name]:.4g} → {tuned[kind][name]:.4g}"
-                for kind in ("learning_rate", "momentum")
-            ),
-        )
+    """A run's answer: the hyperparameters, the loss before and after, and the cost."""
     losses, best = result["meta_loss"], result["best"]
     facts = Table.grid(padding=(0, 2))
     for name, text in reservations(result):
@@ -232,15 +232,72 @@ def answer(result: Mapping[str, Any]) -> RenderableType:
         f"{losses[0]:.6g} → {best['meta_loss']:.6g}"
         f" (best, at meta step {best['meta_step']} of {result['meta_steps']})",
     )
-    for name, value in heldout.rows(result):
-        facts.add_row(name, value)
+    if early := result.get("stopped_early"):
+        facts.add_row("", f"stopped early, after meta step {early['meta_step']}")
+    for row in _test(result.get("test")):
+        facts.add_row(*row)
     facts.add_row(
         "cost",
         f"{duration(result['seconds'])}, peak memory {human_bytes(result['peak_bytes'])},"
         f" {result['method']} with K = {result['trunc']} on {result['device']}",
     )
     facts.add_row("run folder", result["run_folder"])
-    return Group(table, facts)
+    return Group(*_tables(result), facts)
+
+
+def _tables(result: Mapping[str, Any]) -> Iterator[Table]:
+    """The start and the tuned value of everything: a column a kind, where names are the same."""
+    together: dict[tuple[str, ...], list[str]] = {}
+    for kind, values in result["hyperparameters"].items():
+        together.setdefault(tuple(values), []).append(kind)
+    for names, kinds in together.items():
+        several = len(names) > ROWS
+        tuned, untuned = (
+            {kind: summary(of[kind]) if several else of[kind] for kind in kinds}
+            for of in (result["hyperparameters"], result["untuned"])
+        )
+        part = result["grains"][kinds[0]]["by"]
+        table = Table(box=SIMPLE_HEAD, pad_edge=False)
+        table.add_column(f"of {len(names):,} values" if several else part)
+        for kind in kinds:
+            table.add_column(f"{words(kind)}: start → tuned", justify="right")
+        for name in tuned[kinds[0]]:
+            cells = (
+                f"{number(untuned[kind][name], 4)} → {number(tuned[kind][name], 4)}"
+                for kind in kinds
+            )
+            table.add_row(name, *cells)
+        yield table
+
+
+def _test(test: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
+    """What the held-out examples say, before and after."""
+    if test is None:
+        return
+    before, after = test["untuned"], test["tuned"]
+    for measure in after:
+        if measure != "diverged":
+            told = " → ".join(_spread(measure, of[measure]) for of in (before, after))
+            yield f"held-out {words(measure)}", told
+    draws = f"{test['seeds']} other draw{'' if test['seeds'] == 1 else 's'}"
+    yield "", f"untuned → tuned, from {draws} of initial weights and batches"
+    for name, of in (("untuned", before), ("tuned", after)):
+        if of["diverged"]:
+            yield "", f"{of['diverged']} of {test['seeds']} {name} runs turned non-finite"
+
+
+def _spread(measure: str, of: Mapping[str, Any]) -> str:
+    def written(value: float | None) -> str:
+        share = measure == "accuracy" and value is not None
+        return f"{value:.2%}" if share else number(value, 4)
+
+    deviation = of["deviation"]
+    return written(of["mean"]) + ("" if deviation is None else f" ± {written(deviation)}")
+
+
+def words(key: str) -> str:
+    """A key as it is read."""
+    return key.replace("_", " ")
 
 
 def reservations(result: Mapping[str, Any]) -> Iterator[tuple[str, Text]]:
@@ -293,5 +350,12 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02} min"
 
 
-def _range(values: Mapping[str, float]) -> str:
-    return f"{min(values.values()):.3g} … {max(values.values()):.3g}"
+def _first(of: Mapping[str, Values]) -> Sequence[tuple[str, Values]]:
+    """The kind that a line has room for."""
+    return list(of.items())[:1]
+
+
+def _range(values: Values) -> str:
+    """From the smallest to the largest, also of a summary."""
+    known = summary(values)
+    return f"{number(known['min'])} … {number(known['max'])}"

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 import matplotlib
 
 from hyperrbp.errors import StorageError, UsageError
+from hyperrbp.quantiles import is_summary, summary
 from hyperrbp.recipe import read
+from hyperrbp.report.console import ROWS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from hyperrbp.run_folder import RunFolder
-
-KINDS = {"learning_rate": "learning rate", "momentum": "momentum"}
 
 
 def draw(folders: Sequence[RunFolder], file: Path) -> None:
@@ -44,7 +44,8 @@ def draw(folders: Sequence[RunFolder], file: Path) -> None:
     colours = {label: f"C{i}" for i, label in enumerate(dict.fromkeys(labels))}
     lengths = sorted({recipe.inner.steps for recipe, _ in runs})
     single = len(runs) == 1
-    count = 3 if single else len(lengths)
+    kinds = list(runs[0][1][0]["hyperparameters"])
+    count = 1 + len(kinds) if single else len(lengths)
     figure, grid = plt.subplots(
         1, count, figsize=(4.6 * count, 3.6), layout="constrained", squeeze=False
     )
@@ -58,8 +59,9 @@ def draw(folders: Sequence[RunFolder], file: Path) -> None:
         figure.legend(handles.values(), handles.keys(), loc="outside right upper", frameon=False)
     else:
         axes[0].legend(frameon=False)
-        for axis, kind in zip(axes[1:], KINDS, strict=True):
-            _hyperparameters(axis, runs[0][1], kind)
+        shown: list[str] = []  # what one legend names needs no other
+        for axis, kind in zip(axes[1:], kinds, strict=True):
+            shown = _hyperparameters(axis, runs[0][1], kind, shown)
     save(figure, file)
 
 
@@ -71,16 +73,34 @@ def _loss(axis: Axes, records: Sequence[dict[str, Any]], label: str, colour: str
     axis.grid(alpha=0.3)
 
 
-def _hyperparameters(axis: Axes, records: Sequence[dict[str, Any]], kind: str) -> None:
+def _hyperparameters(
+    axis: Axes, records: Sequence[dict[str, Any]], kind: str, shown: list[str]
+) -> list[str]:
+    """A curve a value, or the quantiles of many; the names of the curves."""
+    from hyperrbp.problems.hyperparameters import KINDS
+
     steps = [record["meta_step"] for record in records]
-    for name in records[0]["hyperparameters"][kind]:
-        values = [record["hyperparameters"][kind][name] for record in records]
-        axis.plot(steps, values, "--" if name.endswith("bias") else "-", label=name)
-    axis.set(xlabel="meta step", ylabel=KINDS[kind])
-    if kind == "learning_rate":
+    values = [record["hyperparameters"][kind] for record in records]
+    if several := len(values[0]) > ROWS or is_summary(values[0]):
+        values = [of if is_summary(of) else summary(of) for of in values]
+    curves = {
+        name: [math.nan if (value := of[name]) is None else value for of in values]
+        for name in values[0]
+    }
+    if several:
+        axis.fill_between(steps, curves["min"], curves["max"], color="C0", alpha=0.15, lw=0)
+        axis.fill_between(steps, curves["q25"], curves["q75"], color="C0", alpha=0.3, lw=0)
+        axis.plot(steps, curves["median"], color="C0", label="median, quartiles, extremes")
+    else:
+        for name, curve in curves.items():
+            axis.plot(steps, curve, "--" if ".bias" in name else "-", label=name)
+    axis.set(xlabel="meta step", ylabel=kind.replace("_", " "))
+    if math.isinf(KINDS[kind].limits[1]):  # tuned as its logarithm
         axis.set_yscale("log")
+    if list(curves) != shown:
         axis.legend(frameon=False, fontsize="x-small", ncols=2)
     axis.grid(alpha=0.3)
+    return list(curves)
 
 
 def draw_trainings(folders: Sequence[RunFolder], file: Path) -> None:

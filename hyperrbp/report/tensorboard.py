@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
+
+from hyperrbp.quantiles import is_summary
 
 if TYPE_CHECKING:
     from hyperrbp.experiment import Experiment
@@ -19,11 +21,6 @@ if TYPE_CHECKING:
 
 
 _OVERVIEW = {
-    "tuning": {
-        "meta loss (log10)": ["Multiline", ["^meta/loss_log10$"]],
-        "learning rate": ["Multiline", ["^learning_rate/"]],
-        "momentum": ["Multiline", ["^momentum/"]],
-    },
     "gradient": {
         "norm": ["Multiline", ["^gradient/norm"]],
         "distance from a steady state, and last residual": [
@@ -37,7 +34,7 @@ _OVERVIEW = {
     },
     "cost of a meta step": {"seconds by phase": ["Multiline", ["^seconds/"]]},
 }
-"""The Custom Scalars page: all hyperparameters of a kind in one chart."""
+"""The Custom Scalars page, after its charts of the meta loss and the hyperparameters."""
 
 
 class TensorBoard:
@@ -54,13 +51,18 @@ class TensorBoard:
         if not earlier:
             text = experiment.recipe.to_yaml()
             self._writer.add_text("recipe", "\n".join(f"    {row}" for row in text.splitlines()))
-            self._writer.add_custom_scalars(_OVERVIEW)
+            self._writer.add_custom_scalars(overview(experiment.problem().layout.grains))
 
     def stepped(self, record: Record, theta: torch.Tensor) -> None:
         """One point on every curve."""
         n = record["meta_step"]
         for tag, value in scalars(record).items():
             self._writer.add_scalar(tag, value, n)
+        layout = self._experiment.problem(n).layout
+        natural = layout.natural(theta)
+        for kind, at in layout.slices.items():
+            if is_summary(record["hyperparameters"][kind]):
+                self._writer.add_histogram(kind, natural[at].cpu(), n)
         self._writer.flush()
         if n in self._curves:
             self._inner_curve(n, theta)
@@ -77,6 +79,13 @@ class TensorBoard:
         """Close the files."""
         if hasattr(self, "_writer"):
             self._writer.close()
+
+
+def overview(kinds: Iterable[str]) -> dict[str, Any]:
+    """The Custom Scalars page: all hyperparameters of a kind in one chart."""
+    charts = {kind.replace("_", " "): ["Multiline", [f"^{kind}/"]] for kind in kinds}
+    tuning = {"meta loss (log10)": ["Multiline", ["^meta/loss_log10$"]], **charts}
+    return {"tuning": tuning, **_OVERVIEW}
 
 
 def event_writer(events: Path, step: int) -> SummaryWriter:
@@ -96,14 +105,14 @@ def scalars(record: Record) -> dict[str, float]:
     tags: dict[str, Any] = {"meta/loss": loss}
     if loss > 0:
         tags["meta/loss_log10"] = math.log10(loss)
-    tags |= _named("learning_rate", record["hyperparameters"]["learning_rate"])
-    tags |= _named("momentum", record["hyperparameters"]["momentum"])
+    for kind, values in record["hyperparameters"].items():
+        tags |= _named(kind, values)
     if "gradient" in record:
         tags["gradient/norm"] = record["gradient_norm"]
         tags["gradient/residual"] = record["residual"]
         tags["gradient/steady_state_residual"] = record["steady_state_residual"]
         for kind, values in record["gradient"].items():
-            tags[f"gradient/norm_{kind}"] = math.hypot(*values.values())
+            tags[f"gradient/norm_{kind}"] = record["gradient_norms"][kind]
             tags |= _named(f"gradient_{kind}", values)
         for kind, values in (record["standard_error"] or {}).items():
             tags |= _named(f"standard_error_{kind}", values)

@@ -1,0 +1,69 @@
+"""Which meta loop a recipe asks for: the paper's descent by Adam, or the walk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from hyperrbp.descent import Chooser, GradientSettings, MetaState, MetaStep, descend
+from hyperrbp.experiment import Experiment
+from hyperrbp.recipe import ADAM, AUTO
+from hyperrbp.walk import WalkSettings, WalkState, walk
+
+State = MetaState | WalkState
+"""Where either of them stands."""
+
+
+def begin(experiment: Experiment) -> State:
+    """At the untuned start."""
+    kind = MetaState if experiment.recipe.meta.walk == ADAM else WalkState
+    return kind(experiment.theta.clone())
+
+
+def restored(experiment: Experiment, content: Mapping[str, Any]) -> State:
+    """Where a run of the same recipe stood.
+
+    Raises:
+        KeyError, TypeError, ValueError: if the content is not of this version.
+    """
+    kind = MetaState if experiment.recipe.meta.walk == ADAM else WalkState
+    return kind.from_json(content, like=experiment.theta)
+
+
+def meta_steps(
+    experiment: Experiment, state: State, steps: int | None = None
+) -> Iterator[MetaStep]:
+    """Its evaluations, one after the other; the state goes along.
+
+    Args:
+        experiment: what is tuned.
+        state: from :func:`begin` or :func:`restored`.
+        steps: how many, in place of the recipe's ``meta.steps``.
+    """
+    recipe, meta = experiment.recipe, experiment.meta
+    if steps is not None:
+        meta = replace(meta, steps=steps)
+    if isinstance(state, MetaState):
+        how = _differentiator(experiment)
+        return descend(experiment.problem, state, how, meta, seed=recipe.seed)
+    section = recipe.meta
+    settings = WalkSettings(
+        steps=meta.steps,
+        screened=section.screened,
+        gradient=section.walk in ("gradient", "both"),
+        surrogate=section.walk in ("surrogate", "both"),
+        patience=section.patience,
+    )
+    return walk(
+        experiment.problem, state, experiment.box, experiment.gradient, settings, seed=recipe.seed
+    )
+
+
+def _differentiator(experiment: Experiment) -> GradientSettings | Chooser:
+    section, settings = experiment.recipe.gradient, experiment.gradient
+    if section.method != AUTO:
+        return settings
+    from hyperrbp.auto import EVERY, Auto
+
+    return Auto(settings, section.check_every or EVERY, experiment.recipe.seed)
