@@ -54,13 +54,18 @@ def _tuned(walk: str | None, experiment: Experiment) -> Iterator[Event]:
     from hyperrbp.meta_loop import begin, meta_steps
 
     if walk is not None:
-        recipe = experiment.recipe
-        meta = recipe.meta.model_copy(update={"walk": walk})
-        experiment = copy(experiment)
-        experiment.recipe = recipe.model_copy(update={"meta": meta})
+        experiment = _with(experiment, walk=walk)
     for step in meta_steps(experiment, begin(experiment), steps=sys.maxsize):
         kind = "trial" if step.source in ("screening", "surrogate") else "step"
         yield Event(kind, step.theta, step.meta_loss)
+
+
+def _with(experiment: Experiment, **of_meta: Any) -> Experiment:
+    """The same experiment under another meta section."""
+    recipe, other = experiment.recipe, copy(experiment)
+    meta = recipe.meta.model_copy(update=of_meta)
+    other.recipe = recipe.model_copy(update={"meta": meta})
+    return other
 
 
 def _searched(sampler: str, experiment: Experiment) -> Iterator[Event]:
@@ -216,7 +221,7 @@ def turn(
     problem, (low, high) = experiment.problem(), experiment.box
     problem.prepare(experiment.theta)
     with suppress(DivergedError):  # it will diverge again, where it is told
-        for _ in islice(events(experiment), REHEARSED):
+        for _ in islice(events(_with(experiment, screened=1)), REHEARSED):
             pass
     score = play(events(experiment), budget, report)
     if (best := score.best_theta) is None:

@@ -56,7 +56,13 @@ def meta_steps(
         patience=section.patience,
     )
     return walk(
-        experiment.problem, state, experiment.box, experiment.gradient, settings, seed=recipe.seed
+        experiment.problem,
+        state,
+        experiment.box,
+        experiment.gradient,
+        settings,
+        tied=experiment.problem().layout.across_segments(),
+        seed=recipe.seed,
     )
 
 

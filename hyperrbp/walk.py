@@ -11,7 +11,7 @@ local model of the loss; every run that is not promising is given up on its way.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -129,6 +129,7 @@ def walk(
     gradient: GradientSettings,
     settings: WalkSettings | None = None,
     *,
+    tied: Sequence[int] | None = None,
     seed: int = 0,
 ) -> Iterator[MetaStep]:
     """Walk in a box of θ, yielding one evaluation for every whole run: ``settings.steps`` + 1.
@@ -139,12 +140,14 @@ def walk(
         box: the lowest and the highest θ, shape (p,) each.
         gradient: how to differentiate at a new best.
         settings: how to walk.
+        tied: for each coordinate, the number of the draw that it has in the screening: those of the
+            segments of a run share one. A draw for each if not given.
         seed: of what is drawn.
 
     Raises:
         DivergedError: if no point that was screened has a finite loss.
     """
-    yield from _Walk(problem, state, box, gradient, settings or WalkSettings(), seed).steps()
+    yield from _Walk(problem, state, box, gradient, settings or WalkSettings(), tied, seed).steps()
 
 
 class _Walk:
@@ -155,11 +158,13 @@ class _Walk:
         box: tuple[Tensor, Tensor],
         gradient: GradientSettings,
         settings: WalkSettings,
+        tied: Sequence[int] | None,
         seed: int,
     ) -> None:
         self._problem_at = (lambda _: problem) if isinstance(problem, Problem) else problem
         self._state, self._low, self._span = state, box[0], box[1] - box[0]
         self._gradient, self._settings, self._seed = gradient, settings, seed
+        self._tied = tied
         self._surrogate = Surrogate(len(self._low))
         if state.logs:
             self._surrogate.logs = list(state.logs)
@@ -205,9 +210,11 @@ class _Walk:
         start = ((state.theta - self._low) / self._span).clamp(0, 1).double().tolist()
         field = [start]
         if count > 1:
+            tied = self._tied or range(len(start))
             draw = generator(self._seed, "screening").initial_seed() % 2**32
-            sobol = qmc.Sobol(len(start), rng=np.random.default_rng(draw))
-            field += sobol.random_base2(math.ceil(math.log2(count)))[: count - 1].tolist()
+            sobol = qmc.Sobol(max(tied) + 1, rng=np.random.default_rng(draw))
+            drawn = sobol.random_base2(math.ceil(math.log2(count)))[: count - 1].tolist()
+            field += [[point[i] for i in tied] for point in drawn]
         states = [problem.initial_state(self._theta(u)) for u in field]
         before = 0
         for rung in self._rungs()[:-1] if count > 1 else []:
@@ -318,6 +325,8 @@ class _Walk:
         slope = (found.gradient * self._span).double()
         if not slope.isfinite().all():
             slope = torch.zeros_like(slope)
+        # Half-way between the gradient and its signs: a few steep coordinates would take it all.
+        slope = slope.sign() * slope.abs().sqrt()
         return [float(x) for x in slope / slope.norm().clamp_min(1e-300)]
 
     def _surrogate_step(self) -> MetaStep | None:

@@ -188,6 +188,16 @@ class Layout:
         natural = self.natural(theta)
         return torch.cat([KINDS[kind].slope(natural[at]) for kind, at in self.slices.items()])
 
+    def across_segments(self) -> list[int]:
+        """For each entry of θ, a number that it shares with those of the same part and kind."""
+        numbers: list[int] = []
+        start = 0
+        for kind, grain in self.grains.items():
+            parts = len(self.parts[kind])
+            numbers += list(range(start, start + parts)) * grain.segments
+            start += parts
+        return numbers
+
     # --- for a reader -----------------------------------------------------------------------------
 
     def names(self, kind: str) -> list[str]:
