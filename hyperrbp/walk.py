@@ -110,10 +110,8 @@ class WalkState:
     def from_json(cls, content: Mapping[str, Any], like: Tensor) -> WalkState:
         """What :meth:`to_json` wrote, in the dtype and on the device of ``like``."""
         state = cls(like.new_tensor(content["theta"]))
-        for name, value in content.items():
-            if name not in vars(state):
-                raise KeyError(name)
-            setattr(state, name, value)
+        for name in vars(state):
+            setattr(state, name, content[name])
         state.theta = like.new_tensor(content["theta"])
         state.best_theta = like.new_tensor(content["best_theta"])
         state.best_loss = math.inf if state.best_loss is None else state.best_loss

@@ -352,7 +352,7 @@ def photos(folder="photos", size=(6, 6), mode="L", parts=("train", "test"), coun
 def test_a_folder_of_images_is_its_pixels_and_classes(mode):
     experiment = Experiment(short(data__name=photos(mode=mode), data__center=False,
                                   data__shape="own", model__name="net.py:make"))  # fmt: skip
-    inputs, targets = experiment.train
+    inputs, targets = experiment.train[:2]
     assert inputs.shape == (24, 1 if mode == "L" else 3, 6, 6)
     first = (inputs[:, 0, 0, 0] * 255).round().int()
     assert (first // 80).tolist() == targets.tolist()
@@ -666,8 +666,9 @@ def test_regression_end_to_end():
     done = run("tune", "own.yaml", "--out", "run", *SHOW)
     assert done.exit_code == 0, done.output
     result = json.loads(done.stdout)
-    assert "heldout_accuracy" not in result
-    after = result["heldout"]["after"]
+    test = result["test"]["tuned"]
+    assert test.pop("diverged") == 0
+    after = {measure: of["values"][0] for measure, of in test.items()}
     assert set(after) == {"loss", "rmse", "r2"}
     assert after["rmse"] ** 2 == pytest.approx(after["loss"], rel=1e-5)
     assert after["rmse"] < 0.2
@@ -684,7 +685,7 @@ def test_regression_end_to_end():
     assert done.exit_code == 0, done.output
     assert "held-out R²" in run("show", "trained").stdout
     trained = json.loads(Path("trained", "result.json").read_text())
-    assert trained["heldout"]["rmse"] == pytest.approx(after["rmse"], rel=1e-3)
+    assert trained["heldout"]["rmse"] == pytest.approx(after["rmse"], rel=0.5)  # another draw
 
 
 @pytest.mark.catches(
@@ -803,7 +804,7 @@ def test_a_loss_of_ones_own_is_trained_on_behind_run_code():
         results[name] = json.loads(done.stdout)
     assert results["focal"]["meta_loss"] == pytest.approx(results["mean"]["meta_loss"], rel=1e-4)
     assert results["focal"]["meta_loss"] != pytest.approx(results["plain"]["meta_loss"], rel=0.1)
-    assert set(results["focal"]["heldout"]["after"]) == {"loss", "accuracy"}
+    assert set(results["focal"]["test"]["tuned"]) == {"loss", "accuracy", "diverged"}
     named = tune_recipe(short(data__name="mine.npz"), Path("named"))
     assert results["plain"]["meta_loss"] == pytest.approx(named["meta_loss"], rel=1e-5)
 
@@ -859,8 +860,7 @@ def test_a_convolutional_network_of_ones_own_end_to_end(elsewhere):
     assert done.exit_code == 0, done.output
     result = json.loads(done.stdout)
     assert result["best"]["meta_loss"] < result["meta_loss"][0]
-    assert result["heldout_accuracy"]["after"] > 0.9
-    assert result["heldout"]["after"]["accuracy"] == result["heldout_accuracy"]["after"]
+    assert result["test"]["tuned"]["accuracy"]["mean"] > 0.9
     assert list(result["hyperparameters"]["momentum"]) == [
         "0.weight", "0.bias", "4.weight", "4.bias",
     ]  # fmt: skip

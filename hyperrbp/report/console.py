@@ -22,6 +22,7 @@ from rich.text import Text
 
 from hyperrbp.diagnostics.verdict import Verdict
 from hyperrbp.quantiles import Values, summary
+from hyperrbp.report.heldout import MEASURES
 
 if TYPE_CHECKING:
     import torch
@@ -278,7 +279,7 @@ def _test(test: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
     for measure in after:
         if measure != "diverged":
             told = " → ".join(_spread(measure, of[measure]) for of in (before, after))
-            yield f"held-out {words(measure)}", told
+            yield f"held-out {MEASURES.get(measure, measure)}", told
     draws = f"{test['seeds']} other draw{'' if test['seeds'] == 1 else 's'}"
     yield "", f"untuned → tuned, from {draws} of initial weights and batches"
     for name, of in (("untuned", before), ("tuned", after)):

@@ -7,22 +7,15 @@ from typing import Any
 
 
 def rows(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """A name and a value for each measure: before and after a tuning, or after a training."""
-    found = result.get("heldout")
-    if found is None:  # of a version that knew no other
-        accuracy = result["heldout_accuracy"]
-        found = {"accuracy": accuracy}
-        if isinstance(accuracy, Mapping):
-            found = {when: {"accuracy": accuracy[when]} for when in ("before", "after")}
-    before, after = (found["before"], found["after"]) if "after" in found else (None, found)
-    for name in after:
-        if name == "loss" and len(after) > 1:
+    """A name and a value for each measure, after a training."""
+    found = result["heldout"]
+    for name, value in found.items():
+        if name == "loss" and len(found) > 1:
             continue  # the others say it in units that mean something
-        values = [after[name]] if before is None else [before.get(name), after[name]]
-        yield f"held-out {_NAMES.get(name, name)}", " → ".join(_shown(name, v) for v in values)
+        yield f"held-out {MEASURES.get(name, name)}", _shown(name, value)
 
 
-_NAMES = {"rmse": "error", "r2": "R²"}
+MEASURES = {"rmse": "error (RMS)", "r2": "R²"}
 
 
 def _shown(name: str, value: float | None) -> str:
@@ -30,4 +23,4 @@ def _shown(name: str, value: float | None) -> str:
         return "not finite"
     if name == "accuracy":
         return f"{value:.2%}"
-    return f"{value:.4g} (RMS)" if name == "rmse" else f"{value:.4g}"
+    return f"{value:.4g}"

@@ -1,0 +1,367 @@
+"""The walk: what it screens, where it steps, what it gives up, and how it is taken up again."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import random_linear, small_training_run
+from test_hyperparameters import run_of
+
+from hyperrbp import walk as walk_module
+from hyperrbp.descent import GradientSettings
+from hyperrbp.errors import DivergedError, RecipeError
+from hyperrbp.meta_loop import begin, meta_steps
+from hyperrbp.problems.hyperparameters import Grain
+from hyperrbp.recipe import parse
+from hyperrbp.surrogate import Surrogate, height
+from hyperrbp.tune import tune_recipe
+from hyperrbp.walk import WalkSettings, WalkState, walk
+
+EXACT = GradientSettings("bptt", options={"keep": "states"})
+QUIET = {"threads": "1", "record": "{test_seeds: 0}"}
+
+
+def boxed(theta: torch.Tensor, half: float = 2.0) -> tuple[torch.Tensor, torch.Tensor]:
+    return theta - half, theta + half
+
+
+def walked(problem, theta, settings, *, half=2.0, gradient=EXACT, seed=0, state=None, **more):
+    state = state or WalkState(theta.clone())
+    return list(
+        walk(problem, state, boxed(theta, half), gradient, settings, seed=seed, **more)
+    ), state
+
+
+class Counting:
+    """Another problem, whose updates, losses and starts are counted."""
+
+    def __init__(self, problem):
+        self._problem, self.updates, self.spans = problem, 0, []
+
+    def __getattr__(self, name):
+        return getattr(self._problem, name)
+
+    def run(self, theta, start, stop, h):
+        self.updates += stop - start
+        self.spans.append((start, stop))
+        return self._problem.run(theta, start, stop, h)
+
+
+def counted(problem):
+    found = Counting(problem)
+    return found, lambda _: found
+
+
+def test_the_screening_halves_and_goes_on_from_paused_runs():
+    problem, theta = small_training_run(steps=27)
+    counting, at = counted(problem)
+    settings = WalkSettings(steps=2, screened=27, gradient=False)
+    steps, state = walked(at, theta, settings)
+    assert counting.spans[:27] == [(0, 3)] * 27
+    assert counting.spans[27:36] == [(3, 9)] * 9
+    assert counting.spans[36:] == [(9, 27)] * 3
+    assert [step.source for step in steps] == ["screening"] * 3
+    assert [step.meta_step for step in steps] == [0, 1, 2]
+    assert sum(math.isinf(h) for h in state.heights) == 24
+    for step in steps:  # a paused run is the whole run, bit for bit
+        h = problem.run(step.theta, 0, 27, problem.initial_state(step.theta))
+        assert step.meta_loss == float(problem.loss(h))
+    at_rung = []
+    for u in state.points[-3:]:
+        theta_u = boxed(theta)[0] + 4 * torch.tensor(u, dtype=theta.dtype)
+        at_rung.append(float(problem.loss(problem.run(theta_u, 0, 3, problem.initial_state()))))
+    others = [
+        float(
+            problem.loss(
+                problem.run(
+                    boxed(theta)[0] + 4 * torch.tensor(u, dtype=theta.dtype),
+                    0,
+                    3,
+                    problem.initial_state(),
+                )
+            )
+        )
+        for u in state.points[:18]
+    ]
+    assert max(at_rung) <= min(others)
+
+
+def test_the_start_is_screened_too_and_alone_if_asked():
+    problem, theta = small_training_run(steps=9)
+    steps, _ = walked(problem, theta, WalkSettings(steps=0, screened=1))
+    assert torch.allclose(steps[0].theta, theta, rtol=0, atol=1e-12)
+    assert len(steps) == 1
+
+
+def test_segments_share_their_draws_in_the_screening():
+    problem, theta = run_of({"learning_rate": Grain("tensor", 3), "momentum": Grain("net")})
+    tied = problem.layout.across_segments()
+    assert tied == [0, 1, 2, 3] * 3 + [4]
+    _, state = walked(problem, theta, WalkSettings(steps=0, screened=9, gradient=False), tied=tied)
+    drawn = np.array(state.points + state.survivors)
+    start = ((theta - boxed(theta)[0]) / 4).tolist()
+    drawn = drawn[[not np.allclose(u, start) for u in drawn]]
+    assert len(drawn) == 8
+    assert np.array_equal(drawn[:, 0:4], drawn[:, 4:8])
+    assert np.array_equal(drawn[:, 0:4], drawn[:, 8:12])
+    assert len(np.unique(drawn[:, 0])) == 8
+
+
+def test_gradient_steps_double_when_they_hold_and_halve_when_not():
+    problem, theta = random_linear(steps=1)  # too short to be given up
+    settings = WalkSettings(steps=40, screened=1, surrogate=False)
+    steps, state = walked(problem, theta, settings, half=4.0)
+    losses = [step.meta_loss for step in steps]
+    assert min(losses) < 0.35 * losses[0]
+    assert state.best_loss == min(losses)
+    box = boxed(theta, 4.0)
+    best, length = 0, settings.first_step
+    for n, step in enumerate(steps[1:], start=1):
+        went = (step.theta - steps[best].theta) / (box[1] - box[0])
+        clipped = ((step.theta - box[0]).abs() < 1e-9) | ((step.theta - box[1]).abs() < 1e-9)
+        if not clipped.any():
+            assert float(went.norm()) == pytest.approx(length, rel=1e-6)
+        better = losses[n] < losses[best]
+        length = min(2 * length, 0.5 * len(theta) ** 0.5) if better else length / 2
+        best = n if better else best
+    assert {losses[n] < min(losses[:n]) for n in range(1, len(losses))} == {True, False}
+
+
+def test_a_gradient_is_taken_once_a_best_and_not_again_after_a_failure(monkeypatch):
+    problem, theta = small_training_run(steps=12)
+    taken = []
+    slope = walk_module._Walk._slope
+    monkeypatch.setattr(
+        walk_module._Walk, "_slope", lambda self: taken.append(self._state.best_step) or slope(self)
+    )
+    steps, _ = walked(problem, theta, WalkSettings(steps=25, screened=9, surrogate=False))
+    assert "gradient" in {step.source for step in steps}
+    assert len(taken) == len(set(taken)) >= 2
+    assert len(taken) < sum(step.source == "gradient" for step in steps)
+
+
+def test_the_slope_is_that_of_the_loss_in_units_of_the_box():
+    problem, theta = small_training_run(steps=12)
+    low, high = boxed(theta)
+    start = WalkState(theta.clone())
+    steps = walk(problem, start, (low, high), EXACT, WalkSettings(steps=1, screened=1))
+    next(steps)
+    g = EXACT.hypergradient(problem, theta, seed=0).gradient * (high - low)
+    expected = g.sign() * g.abs().sqrt()
+    second = next(steps)
+    went = second.theta - theta
+    cosine = torch.cosine_similarity(went, -expected * (high - low), dim=0)
+    assert float(cosine) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_a_coordinate_that_leans_on_a_wall_counts_out():
+    problem, theta = random_linear(steps=40)
+    gradient = EXACT.hypergradient(problem, theta, seed=0).gradient
+    high = theta + 2.0
+    high[gradient < 0] = theta[gradient < 0]  # downhill is outside
+    low = theta - 2.0
+    assert (gradient < 0).any()
+    assert (gradient > 0).any()
+    state = WalkState(theta.clone())
+    steps = list(walk(problem, state, (low, high), EXACT, WalkSettings(steps=3, screened=1)))
+    for step in steps:
+        assert ((low - 1e-12 <= step.theta) & (step.theta <= high + 1e-12)).all()
+    assert torch.allclose(steps[1].theta[gradient < 0], theta[gradient < 0], rtol=0, atol=1e-12)
+    assert steps[1].meta_loss < steps[0].meta_loss
+
+
+def test_what_is_worse_than_the_good_half_on_the_way_is_given_up(monkeypatch):
+    problem, theta = small_training_run(steps=27)
+    _, at = counted(problem)
+    settings = WalkSettings(steps=40, screened=27, gradient=False)
+    counting = at(0)
+    _, state = walked(at, theta, settings)
+    given_up = sum(math.isinf(h) for h in state.heights) - 24
+    assert given_up > 0
+    assert counting.spans.count((0, 9)) - counting.spans.count((9, 27)) + 3 == given_up
+    ends = sorted(state.midway)
+    assert len(ends) >= 8
+
+
+@pytest.mark.parametrize("of", [{"surrogate": False}, {"gradient": False}, {}], ids=str)
+def test_a_walk_taken_up_again_anywhere_has_the_same_bits(of):
+    problem, theta = small_training_run(steps=18)
+    settings = WalkSettings(steps=16, screened=9, **of)
+    whole, _ = walked(problem, theta, settings)
+    expected = [(step.meta_loss, step.theta.tolist(), step.source) for step in whole]
+    assert len(expected) == 17
+    state, found = WalkState(theta.clone()), []
+    while len(found) < 17:
+        step = next(walk(problem, state, boxed(theta), EXACT, settings))
+        found.append((step.meta_loss, step.theta.tolist(), step.source))
+        state = WalkState.from_json(json.loads(json.dumps(state.to_json())), like=theta)
+    assert found == expected
+
+
+def test_a_content_of_another_version_is_refused():
+    _, theta = small_training_run(steps=3)
+    content = WalkState(theta).to_json()
+    for name in content:
+        with pytest.raises(KeyError, match=name):
+            WalkState.from_json({k: v for k, v in content.items() if k != name}, like=theta)
+
+
+def test_runs_that_diverge_are_bad_points_and_no_end():
+    problem, theta = small_training_run(steps=18, update="pytorch")
+    steps, state = walked(
+        problem, theta + 2, WalkSettings(steps=12, screened=9), half=900.0, gradient=EXACT
+    )
+    assert len(steps) == 13 or state.stopped
+    assert all(math.isfinite(step.meta_loss) for step in steps)
+
+
+def test_nothing_finite_at_all_is_said():
+    problem, theta = small_training_run(steps=9)
+    far = torch.full_like(theta, 800.0)
+    with pytest.raises(DivergedError, match="no run of the screening"):
+        walked(problem, far, WalkSettings(steps=5, screened=5), half=1.0)
+
+
+def test_patience_ends_a_walk():
+    problem, theta = small_training_run(steps=9)
+    steps, state = walked(
+        problem, theta, WalkSettings(steps=500, screened=9, gradient=False, patience=4)
+    )
+    assert len(steps) < 500
+    assert len(steps) - 1 - state.best_step == 4
+
+
+def test_the_surrogate_finds_a_valley_that_chance_does_not():
+    draw = np.random.default_rng(3)
+    bottom = draw.random(6)
+
+    def value(u: np.ndarray) -> float:
+        return float(math.log10(1e-4 + ((u - bottom) ** 2 * np.arange(1, 7)).sum()))
+
+    points = draw.random((20, 6))
+    heights = np.array([value(u) for u in points])
+    surrogate, radius = Surrogate(6), 0.4
+    for turn in range(60):
+        u = surrogate.proposal(points, heights, radius, turn, np.random.default_rng(turn))
+        assert ((u >= 0) & (u <= 1)).all()
+        points, heights = np.vstack([points, u]), np.append(heights, value(u))
+        radius = max(0.1, radius * 0.97)
+    by_chance = min(value(u) for u in np.random.default_rng(9).random((2000, 6)))
+    assert heights.min() < by_chance
+
+
+def test_what_was_given_up_is_no_better_than_the_worst_good_point():
+    points = np.random.default_rng(0).random((30, 3))
+    heights = np.where(points[:, 0] > 0.5, math.inf, points[:, 0])
+    proposals = [
+        Surrogate(3).proposal(points, heights, 0.4, 0, np.random.default_rng(n)) for n in range(10)
+    ]
+    assert np.mean([u[0] for u in proposals]) < 0.3
+
+
+@pytest.mark.parametrize(
+    ("lower", "higher"), [(0.1, 0.2), (0.0, 1e-20), (-5.0, -1.0), (1.0, math.nan), (1.0, math.inf)]
+)
+def test_heights_are_in_the_order_of_losses(lower, higher):
+    assert height(lower) < height(higher) < math.inf
+
+
+# --- as a recipe ----------------------------------------------------------------------------------
+
+TINY = """
+threads: 1
+device: cpu
+data: {name: digits, train_examples: 200}
+model: {options: {hidden: [3]}, init_std: 0.3}
+inner: {steps: 18, batch_size: 50}
+gradient: {trunc: 3, averaging: {minibatches: 2}}
+meta: {steps: 12, screened: 9, walk: both}
+record: {test_seeds: 0}
+"""
+
+
+class Stops:
+    """Interrupts a run after so many records."""
+
+    def __init__(self, after):
+        self._left = after
+
+    def started(self, experiment, folder, earlier):
+        pass
+
+    def stepped(self, record, theta):
+        self._left -= 1
+        if self._left < 0:
+            raise KeyboardInterrupt
+
+    def stopped(self):
+        pass
+
+
+def test_a_tuning_run_by_walk_can_be_resumed_bit_for_bit(tmp_path):
+    recipe = parse(TINY)
+    whole = tune_recipe(recipe, tmp_path / "whole")
+    for after in (0, 2, 7, 12):
+        folder = tmp_path / f"after{after}"
+        with pytest.raises(KeyboardInterrupt):
+            tune_recipe(recipe, folder, observers=[Stops(after)])
+        found = tune_recipe(recipe, folder, resume=True)
+        assert found["meta_loss"] == whole["meta_loss"]
+        assert found["hyperparameters"] == whole["hyperparameters"]
+    assert len(whole["meta_loss"]) == 13
+    assert whole["best"]["meta_loss"] == min(whole["meta_loss"])
+    again = tune_recipe(recipe, tmp_path / "whole", resume=True)
+    assert again["meta_loss"] == whole["meta_loss"]
+    lines = (tmp_path / "whole" / "records.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    assert {record["source"] for record in records} == {"screening", "gradient", "surrogate"}
+    more = tune_recipe(
+        parse(TINY.replace("steps: 12", "steps: 15")), tmp_path / "whole", resume=True
+    )
+    assert more["meta_loss"][:13] == whole["meta_loss"]
+    assert len(more["meta_loss"]) == 16
+
+
+def test_each_walk_of_a_recipe_is_the_one_it_names():
+    from hyperrbp.experiment import Experiment
+
+    for name, sources in {
+        "adam": {None},
+        "gradient": {"screening", "gradient"},
+        "surrogate": {"screening", "surrogate"},
+    }.items():
+        experiment = Experiment(parse(TINY.replace("walk: both", f"walk: {name}")))
+        steps = list(meta_steps(experiment, begin(experiment)))
+        assert {step.source for step in steps} == sources
+        low, high = experiment.box
+        if name != "adam":
+            assert all(((low <= s.theta) & (s.theta <= high)).all() for s in steps)
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "words"),
+    [
+        ("gradient: {method: auto}\nmeta: {walk: both}", "gradient.method", "expected a method by"),
+        (
+            "hyperparameters: {example_weight: {}}\nmeta: {walk: surrogate, loss: validation}\n"
+            "data: {validation_examples: 100}",
+            "meta.walk",
+            "expected adam or gradient, got surrogate",
+        ),
+    ],
+)
+def test_a_walk_that_cannot_be_is_refused(text, key, words):
+    with pytest.raises(RecipeError) as raised:
+        parse(text)
+    assert [fault.key for fault in raised.value.faults] == [key]
+    assert words in str(raised.value)
+
+
+def test_a_surrogate_needs_no_gradient_that_sees():
+    parse("hyperparameters: {init_scale: {}}\nmeta: {walk: surrogate}")
+    with pytest.raises(RecipeError, match="cannot see init_scale"):
+        parse("hyperparameters: {init_scale: {}}\nmeta: {walk: both}")
