@@ -1,7 +1,7 @@
 """Data cleaning: what the weights of 5,000 examples are worth, against training on the clean ones.
 
 The recipe is `cleaning`, with its linear model and with one hidden layer; three seeds, one thread.
-The equal-time race against random search and TPE is `hyperrbp compare cleaning --against random,tpe`.
+The race against random search and TPE is `hyperrbp compare cleaning --against random,tpe`.
 
 python benchmarks/cleaning.py measure --data-root DATA --out DIR
 python benchmarks/cleaning.py report --out DIR

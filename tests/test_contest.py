@@ -261,7 +261,7 @@ def test_a_search_leaves_optunas_log_and_the_callers_warnings_as_they_were(monke
         ({"optuna"}, "tpe", "tpe needs optuna, which is not installed"),
         ({"cmaes"}, "cmaes", "cmaes needs cmaes, which is not installed"),
         ({"optuna", "cmaes"}, "cmaes", "cmaes needs optuna and cmaes, which are not installed"),
-        ({"optuna"}, "screening", "needs optuna, which is not installed"),
+        ({"optuna"}, "sobol", "needs optuna, which is not installed"),
     ],
 )
 def test_a_missing_package_is_one_line_with_the_command(
@@ -777,7 +777,7 @@ def test_an_audience_hears_what_is_done_until_all_that_was_expected_is(machine, 
 
 def test_contestants_are_ours_and_those_named_once():
     assert contestants(["tpe", "random", "tpe", OURS]) == [OURS, "tpe", "random"]
-    assert contestants(["screening"]) == [OURS, "screening"]
+    assert contestants(["surrogate"]) == [OURS, "surrogate"]
 
 
 @pytest.mark.parametrize(
@@ -975,7 +975,7 @@ def test_a_recipe_without_data_ends_with_its_exit_code(here, machine):
 
 
 def test_a_real_contest(here):
-    words = ["tiny.yaml", "--against", "random,hyperband,screening", "--budget-seconds", "0.8"]
+    words = ["tiny.yaml", "--against", "random,hyperband,surrogate", "--budget-seconds", "0.8"]
     words += ["--seeds", "2", "--json", "--out", "out"]
     done = subprocess.run(
         [sys.executable, "-m", "hyperrbp", "compare", *words],
@@ -1006,7 +1006,7 @@ def test_a_real_contest(here):
         }
     said = done.stderr.splitlines()
     assert said[1].startswith("this should take about ")
-    assert "screening, seed 2 of 2" in said
+    assert "surrogate, seed 2 of 2" in said
     assert said[-1] == "wrote out (contest.md, .csv, .json, .png, curves.csv)"
     assert "Warning" not in done.stderr
     assert "Trial" not in done.stderr
