@@ -86,11 +86,6 @@ class MetaState:
         self.second_moment = torch.zeros_like(self.theta)
         self.best_theta = self.theta.clone()
 
-    @property
-    def updates(self) -> int:
-        """How often θ was moved."""
-        return self.meta_step
-
     def to_json(self) -> dict[str, Any]:
         """Plain numbers; a float32 survives its journey through a double exactly."""
         return {

@@ -31,6 +31,11 @@ def restored(experiment: Experiment, content: Mapping[str, Any]) -> State:
     return kind.from_json(content, like=experiment.theta)
 
 
+def taken(state: State) -> int:
+    """How many meta steps it has taken; the evaluation at the start is none."""
+    return state.meta_step if isinstance(state, MetaState) else max(0, state.meta_step - 1)
+
+
 def meta_steps(
     experiment: Experiment, state: State, steps: int | None = None
 ) -> Iterator[MetaStep]:

@@ -16,7 +16,7 @@ from hyperrbp.descent import MetaStep
 from hyperrbp.errors import CheckpointError, DivergedError
 from hyperrbp.experiment import Experiment
 from hyperrbp.final_test import Told, on_unseen_draws
-from hyperrbp.meta_loop import State, begin, meta_steps
+from hyperrbp.meta_loop import State, begin, meta_steps, taken
 from hyperrbp.meter import measured, spent
 from hyperrbp.problems.training import TrainingRun
 from hyperrbp.quantiles import NAMED_UP_TO, told
@@ -123,9 +123,9 @@ def _restored(folder: RunFolder, experiment: Experiment, inexact: bool) -> State
         raise CheckpointError(f"{folder.checkpoint_file}: not of this version ({error})") from None
     if state.theta.shape != experiment.theta.shape:
         raise CheckpointError(f"{folder.checkpoint_file}: of another network")
-    if state.updates > experiment.meta.steps:
+    if taken(state) > experiment.meta.steps:
         raise CheckpointError(
-            f"{folder.path} has already taken {state.updates} meta steps, more than the"
+            f"{folder.path} has already taken {taken(state)} meta steps, more than the"
             f" {experiment.meta.steps} asked for"
         )
     return state

@@ -94,11 +94,6 @@ class WalkState:
     def __post_init__(self) -> None:
         self.best_theta = self.theta.clone()
 
-    @property
-    def updates(self) -> int:
-        """Whole runs after the first."""
-        return max(0, self.meta_step - 1)
-
     def to_json(self) -> dict[str, Any]:
         """Plain numbers."""
         plain = {**vars(self), "theta": self.theta.tolist(), "best_theta": self.best_theta.tolist()}

@@ -374,10 +374,10 @@ def test_a_turn_of_every_contestant(name, tiny, ticking):
     assert done["final_loss"] == done["curve"][-1][1]
     assert done["heldout_accuracy"] == pytest.approx(problem.accuracy(h, experiment.heldout), 0.02)
     assert done["in_box"] is True
-    # All begin at the recipe's start.
+    # All begin at the recipe's start; those that screen may give it up.
     h = problem.run(experiment.theta, 0, problem.steps, problem.initial_state(experiment.theta))
     untuned = float(problem.loss_and_gradient(h)[0])
-    if heard[0][1] != "pruned":
+    if heard[0][1] != "pruned" and name not in ("gradient", "surrogate", "both"):
         assert heard[0][2] == pytest.approx(untuned, rel=1e-5)
     json.dumps(done, allow_nan=False)
 
@@ -998,7 +998,7 @@ def test_a_real_contest(here):
         starts = {
             round(r["curve"][0][1], 4)
             for r in document["runs"]
-            if r["seed"] == seed and r["contestant"] != "hyperband"
+            if r["seed"] == seed and r["contestant"] not in ("hyperband", "surrogate")
         }
         assert len(starts) == 1
         assert starts != {

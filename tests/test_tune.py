@@ -95,7 +95,7 @@ def test_a_state_survives_json_to_the_bit():
 @pytest.mark.catches("randomness.py", 'f"{seed}/{purpose}/{step}"', 'f"{purpose}/{step}"')
 @pytest.mark.catches(
     "experiment.py",
-    '0, recipe.model.init_std, generator=generator(seed, "initial weights", draw)',
+    "0, recipe.model.init_std, generator=source",
     "0, recipe.model.init_std",
 )
 def test_a_run_folder_and_its_rerun(tmp_path):
