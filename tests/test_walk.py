@@ -171,6 +171,8 @@ def test_a_coordinate_that_leans_on_a_wall_counts_out():
     for step in steps:
         assert ((low - 1e-12 <= step.theta) & (step.theta <= high + 1e-12)).all()
     assert torch.allclose(steps[1].theta[gradient < 0], theta[gradient < 0], rtol=0, atol=1e-12)
+    went = (steps[1].theta - theta) / (high - low)
+    assert float(went.norm()) == pytest.approx(0.1, rel=1e-6), "the wall took a part of the step"
     assert steps[1].meta_loss < steps[0].meta_loss
 
 
