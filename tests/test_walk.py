@@ -17,7 +17,7 @@ from hyperrbp.errors import DivergedError, RecipeError
 from hyperrbp.meta_loop import begin, meta_steps
 from hyperrbp.problems.hyperparameters import Grain
 from hyperrbp.recipe import parse
-from hyperrbp.surrogate import Surrogate, height
+from hyperrbp.surrogate import CAP, Surrogate, _capped, height
 from hyperrbp.tune import tune_recipe
 from hyperrbp.walk import WalkSettings, WalkState, walk
 
@@ -146,7 +146,8 @@ def test_a_gradient_is_taken_once_a_best_and_not_again_after_a_failure(monkeypat
 
 def test_the_slope_is_that_of_the_loss_in_units_of_the_box():
     problem, theta = small_training_run(steps=12)
-    low, high = boxed(theta)
+    half = torch.linspace(0.5, 4.0, len(theta), dtype=theta.dtype)
+    low, high = theta - half, theta + half
     start = WalkState(theta.clone())
     steps = walk(problem, start, (low, high), EXACT, WalkSettings(steps=1, screened=1))
     next(steps)
@@ -263,6 +264,15 @@ def test_what_was_given_up_is_no_better_than_the_worst_good_point():
         Surrogate(3).proposal(points, heights, 0.4, 0, np.random.default_rng(n)) for n in range(10)
     ]
     assert np.mean([u[0] for u in proposals]) < 0.3
+
+
+def test_bad_points_are_alike_to_the_surrogate():
+    heights = np.array([*np.linspace(-3.0, 0.0, 61), 5.0, 30.0, math.inf])
+    capped, cap = _capped(heights)
+    good = np.sort(heights)[int(CAP * 63)]
+    assert cap == pytest.approx(good + 0.3 * (good + 3.0))
+    assert (capped[heights > cap] == cap).all()
+    assert np.array_equal(capped[heights <= cap], heights[heights <= cap])
 
 
 @pytest.mark.parametrize(
