@@ -377,3 +377,17 @@ def test_a_surrogate_needs_no_gradient_that_sees():
     parse("hyperparameters: {init_scale: {}}\nmeta: {walk: surrogate}")
     with pytest.raises(RecipeError, match="cannot see init_scale"):
         parse("hyperparameters: {init_scale: {}}\nmeta: {walk: both}")
+
+
+def test_the_terminal_says_what_is_screened_and_who_proposed_what(tmp_path, capsys):
+    from rich.console import Console
+
+    from hyperrbp.report.console import Plain
+
+    console = Console(width=300)
+    tune_recipe(parse(TINY), tmp_path / "run", observers=[Plain(console)])
+    said = capsys.readouterr().out
+    assert "before them, 9 points are screened, for as long as about 2 take" in said
+    assert "meta step 0/12 (screening) |" in said
+    for source in ("gradient", "surrogate"):
+        assert f"/12 ({source}) |" in said

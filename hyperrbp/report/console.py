@@ -22,6 +22,7 @@ from rich.text import Text
 
 from hyperrbp.diagnostics.verdict import Verdict
 from hyperrbp.quantiles import Values, summary
+from hyperrbp.recipe import ADAM, Recipe
 from hyperrbp.report.heldout import MEASURES
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class Plain:
         self._spent, self._done = self._spent + spent, self._done + 1
         left = (self._last - record["meta_step"]) * self._spent / self._done
         fields = [
-            f"meta step {record['meta_step']}/{self._last}",
+            " ".join([f"meta step {record['meta_step']}/{self._last}", *_source(record)]),
             f"loss {record['meta_loss']:.6g} (best {self._best:.6g})",
             *(f"{words(kind)} {_range(of)}" for kind, of in _first(record["hyperparameters"])),
             *([f"gradient {gradient_line(record)}"] if "status" in record else []),
@@ -144,8 +145,18 @@ def headline(experiment: Experiment) -> str:
     return (
         f"{recipe.name}: {problem.weights:,} weights, {len(experiment.theta)} hyperparameters;"
         f" {gradient.method} with K = {gradient.trunc} on {recipe.device}, {threads}\n"
-        f"{recipe.meta.steps} meta steps of {recipe.inner.steps} training steps"
+        f"{recipe.meta.steps} meta steps of {recipe.inner.steps} training steps{_screening(recipe)}"
     )
+
+
+def _screening(recipe: Recipe) -> str:
+    """How long it will be until the first meta step, where others are tried before."""
+    screened = recipe.meta.screened
+    if recipe.meta.walk == ADAM or screened == 1:
+        return ""
+    # A ninth of a run for each, two ninths for a third of them, and so on.
+    runs = round(screened * (1 / 9 + 2 / 27))
+    return f"; before them, {screened} points are screened, for as long as about {runs} take"
 
 
 def state_table(losses: Sequence[float], last: Record) -> Table:
@@ -349,6 +360,10 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02} min"
+
+
+def _source(record: Record) -> list[str]:
+    return [f"({record['source']})"] if "source" in record else []
 
 
 def _first(of: Mapping[str, Values]) -> Sequence[tuple[str, Values]]:
