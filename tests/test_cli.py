@@ -105,8 +105,10 @@ def test_ls():
     done = run("ls")
     assert done.exit_code == 0
     assert [line.split()[0] for line in done.stdout.splitlines() if line[0] != " "] == [
+        "cleaning",
         "conv",
         "cora",
+        "decay",
         "digits",
         "hopfield",
         "mnist",
@@ -182,7 +184,7 @@ def test_validate_takes_settings():
     assert (recipe.inner.steps, recipe.meta.learning_rate) == (1000, 0.001)
 
 
-BUILT_IN = "conv, cora, digits, hopfield, mnist, pubmed"
+BUILT_IN = "cleaning, conv, cora, decay, digits, hopfield, mnist, pubmed"
 
 
 @pytest.mark.parametrize(
