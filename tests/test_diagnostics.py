@@ -87,7 +87,7 @@ class System(Linear):
     transient = frozenset({"rate"})
     runs = 0
 
-    def initial_state(self):
+    def initial_state(self, theta=None):
         self.runs += 1
         return super().initial_state()
 

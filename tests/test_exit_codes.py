@@ -33,10 +33,10 @@ def nothing() -> None:
 def a_fault_of_our_own() -> None:
     from hyperrbp import tune
 
-    def descend(*args, **kwargs):
+    def meta_steps(*args, **kwargs):
         raise RuntimeError("this cannot be")
 
-    tune.descend = descend
+    tune.meta_steps = descend
 
 
 def no_gpu() -> None:
