@@ -36,7 +36,7 @@ def a_fault_of_our_own() -> None:
     def meta_steps(*args, **kwargs):
         raise RuntimeError("this cannot be")
 
-    tune.meta_steps = descend
+    tune.meta_steps = meta_steps
 
 
 def no_gpu() -> None:
