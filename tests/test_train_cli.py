@@ -322,8 +322,8 @@ def test_a_record_as_scalars_and_as_words():
 
 
 RESULT = {
-    "status": "done", "meta_loss": 1.0, "heldout": {"loss": 1.0, "accuracy": 0.5}, "train_steps": 3, "seconds": 1.0,
-    "peak_bytes": 5, "device": "cpu", "weights": "w",
+    "status": "done", "meta_loss": 1.0, "heldout": {"loss": 1.0, "accuracy": 0.5}, "train_steps": 3,
+    "seconds": 1.0, "peak_bytes": 5, "device": "cpu", "weights": "w",
 }  # fmt: skip
 
 
