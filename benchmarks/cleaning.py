@@ -12,7 +12,6 @@ benchmarks/figures/cleaning.png.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 import time
@@ -20,9 +19,9 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import torch
+from in_parts import kept, measure_or_report
 
 from hyperrbp import cookbook
-from hyperrbp.checkpoint import write_atomically
 from hyperrbp.experiment import Experiment
 from hyperrbp.meta_loop import begin, meta_steps
 from hyperrbp.problems.batches import ShuffledBatches
@@ -44,8 +43,7 @@ ROWS = {
 
 
 def accuracy(at: Experiment, problem: TrainingRun, theta: torch.Tensor) -> float:
-    h = problem.run(theta, 0, problem.steps, problem.initial_state(theta))
-    return problem.accuracy(h, at.heldout)
+    return problem.accuracy(problem.last_state(theta), at.heldout)
 
 
 def one(data_root: Path, seed: int, settings: dict) -> dict:
@@ -83,13 +81,12 @@ def file_of(out: Path, model: str, seed: int) -> Path:
 
 
 def measure(out: Path, data_root: Path) -> None:
-    out.mkdir(parents=True, exist_ok=True)
     for model, settings in MODELS.items():
         for seed in SEEDS:
-            file = file_of(out, model, seed)
-            if not file.is_file():
-                write_atomically(file, json.dumps(one(data_root, seed, settings)) + "\n")
-            found = json.loads(file.read_text())
+            found = kept(
+                file_of(out, model, seed),
+                lambda: one(data_root, seed, settings),  # noqa: B023
+            )
             print(
                 model, seed, {key: round(found[key], 4) for key in (*ROWS, "seconds")}, flush=True
             )
@@ -158,12 +155,4 @@ A weight above 1, where all began, tells a right label from a wrong one in
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["measure", "report"])
-    parser.add_argument("--data-root", type=Path)
-    parser.add_argument("--out", type=Path, required=True)
-    given = parser.parse_args()
-    if given.what == "measure":
-        measure(given.out, given.data_root)
-    else:
-        report(given.out)
+    measure_or_report(__doc__, measure, report)

@@ -154,7 +154,7 @@ def larger_network(arguments: argparse.Namespace) -> dict[str, Any]:
     plain = plain_loop(experiment)
 
     def own() -> None:
-        problem.run(theta, 0, problem.steps, problem.initial_state())
+        problem.last_state(theta)
 
     seconds = interleaved(
         {"plain": plain, "own": own, "neumann": meta_step(experiment, settings)},

@@ -22,12 +22,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from in_parts import kept
 
 from hyperrbp import cookbook
 from hyperrbp.agreement import agreement
 from hyperrbp.auto import Auto
 from hyperrbp.candidates import choose, evaluate, exact_candidate, label, methods_at
-from hyperrbp.checkpoint import finite, write_atomically
+from hyperrbp.checkpoint import write_atomically
 from hyperrbp.descent import Chooser, GradientSettings, MetaSettings, descend
 from hyperrbp.diagnostics.last_state import EXACT, LastState
 from hyperrbp.errors import DivergedError, UsageError
@@ -57,13 +58,6 @@ def field() -> Iterator[GradientSettings]:
             yield GradientSettings(method, trunc, Averaging("frozen", FEW))
         for end_points in (1, EPOCH):
             yield GradientSettings("tbptt", trunc, Averaging(minibatches=end_points))
-
-
-def kept(file: Path, make) -> dict:
-    """What a file holds, made first if it is not there."""
-    if not file.is_file():
-        write_atomically(file, json.dumps(finite(make()), indent=1) + "\n")
-    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def table(out: Path, data_root: Path) -> None:

@@ -11,7 +11,6 @@ python benchmarks/weight_decay.py report --out DIR
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import time
@@ -20,15 +19,14 @@ from pathlib import Path
 from statistics import mean, median, stdev
 
 import torch
+from in_parts import kept, measure_or_report
 
 from hyperrbp import cookbook
 from hyperrbp.agreement import agreement
-from hyperrbp.checkpoint import write_atomically
 from hyperrbp.descent import GradientSettings, MetaState, descend
 from hyperrbp.diagnostics.last_state import EXACT
 from hyperrbp.experiment import Experiment
 from hyperrbp.gradients import Averaging
-from hyperrbp.problems.training import TrainingRun
 from hyperrbp.recipe import read
 
 SEEDS = range(10)
@@ -43,21 +41,13 @@ def experiment(data_root: Path, seed: int, **settings: object) -> Experiment:
 
 def measures(at: Experiment, theta: torch.Tensor) -> dict[str, float]:
     problem = at.problem()
-    h = problem.run(theta, 0, problem.steps, problem.initial_state(theta))
-    on_test = TrainingRun.loss.__get__(with_meta_examples(problem, at))(h)
+    h = problem.last_state(theta)
+    on_test = at.heldout_measures(problem, h)
     return {
         "validation_loss": float(problem.loss(h)),
-        "test_loss": float(on_test),
-        "test_accuracy": problem.accuracy(h, at.heldout),
+        "test_loss": on_test["loss"],
+        "test_accuracy": on_test["accuracy"],
     }
-
-
-def with_meta_examples(problem: TrainingRun, at: Experiment) -> TrainingRun:
-    import copy
-
-    other = copy.copy(problem)
-    other._meta_examples = at.heldout
-    return other
 
 
 def timed(work: Callable[[], object]) -> tuple[object, float]:
@@ -67,8 +57,7 @@ def timed(work: Callable[[], object]) -> tuple[object, float]:
 
 def validated(at: Experiment, theta: torch.Tensor) -> float:
     problem = at.problem()
-    h = problem.run(theta, 0, problem.steps, problem.initial_state(theta))
-    return float(problem.loss(h))
+    return float(problem.loss(problem.last_state(theta)))
 
 
 def one_seed(data_root: Path, seed: int) -> dict[str, object]:
@@ -114,13 +103,6 @@ def linear(data_root: Path) -> dict[str, object]:
         implicit = settings.hypergradient(problem, at.theta, seed=0).gradient
         found[trunc] = agreement(implicit.tolist(), exact.gradient.tolist()).cosine
     return {"cosine": found, "steady_state_residual": exact.steady_state_residual}
-
-
-def kept(file: Path, make: Callable[[], dict[str, object]]) -> dict:
-    if not file.is_file():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, json.dumps(make(), indent=1) + "\n")
-    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def measure(out: Path, data_root: Path) -> None:
@@ -172,12 +154,4 @@ The implicit gradient (Neumann) against the exact one at the start: cosine {min(
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["measure", "report"])
-    parser.add_argument("--data-root", type=Path)
-    parser.add_argument("--out", type=Path, required=True)
-    given = parser.parse_args()
-    if given.what == "measure":
-        measure(given.out, given.data_root)
-    else:
-        report(given.out)
+    measure_or_report(__doc__, measure, report)

@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from errno import EDQUOT, EFBIG, ENOSPC
 from pathlib import Path
@@ -35,6 +35,8 @@ from hyperrbp.errors import (
 )
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from hyperrbp.audience import Audience
     from hyperrbp.contender import Contender
     from hyperrbp.recipe import Override, Recipe
@@ -520,7 +522,7 @@ def compare(
         typer.Option(
             metavar="NAME,…",
             help="Contest the recipe's own tuning instead, at equal seconds: random, sobol, tpe,"
-            " cmaes, hyperband (of Optuna), screening (ours without the gradient).",
+            " cmaes, hyperband (of Optuna); adam, gradient, surrogate, both (other walks of ours).",
             rich_help_panel=_CONTEST,
         ),
     ] = None,
@@ -666,35 +668,48 @@ def _check(
     from hyperrbp.report.check import page, write_check
     from hyperrbp.run_folder import default_folder
 
+    def found(audience: Audience) -> dict[str, Any]:
+        return check_recipe(
+            recipe,
+            hyperparameters=None if tuned is None else _tuned(tuned),
+            exact=exact,
+            data_root=data_root,
+            audience=audience,
+        )
+
     with _new_folder(out or default_folder(f"{recipe.name}-check")) as out:
-        audience = _audience(quiet)
-        try:
-            document = check_recipe(
-                recipe,
-                hyperparameters=None if tuned is None else _tuned(tuned),
-                exact=exact,
-                data_root=data_root,
-                audience=audience,
-            )
-        finally:
-            audience.ended()
+        document = _watched(found, quiet)
         write_check(document, out)
+    _answer(document, page, as_json, None if quiet else f"wrote {out} (check.json, check.png)")
+    return bool(document["trusted"])
+
+
+def _watched(work: Callable[[Audience], dict[str, Any]], quiet: bool) -> dict[str, Any]:
+    """What comes of it, its progress on stderr."""
+    from hyperrbp.audience import Audience
+    from hyperrbp.report.comparison import Bar, Lines
+
+    audience = Audience()
+    if not quiet:
+        audience = Bar(stderr) if stderr.is_terminal else Lines(stderr)
+    try:
+        return work(audience)
+    finally:
+        audience.ended()
+
+
+def _answer(
+    document: dict[str, Any],
+    page: Callable[[dict[str, Any]], RenderableType],
+    as_json: bool,
+    note: str | None,
+) -> None:
     if as_json:
         print(json.dumps(document))
     else:
         _Stdout(markup=False).print(page(document))
-    if not quiet:
-        _say(f"wrote {out} (check.json, check.png)")
-    return bool(document["trusted"])
-
-
-def _audience(quiet: bool) -> Audience:
-    from hyperrbp.audience import Audience
-    from hyperrbp.report.comparison import Bar, Lines
-
-    if quiet:
-        return Audience()
-    return Bar(stderr) if stderr.is_terminal else Lines(stderr)
+    if note is not None:
+        _say(note)
 
 
 @contextmanager
@@ -731,21 +746,16 @@ def _compare(
     from hyperrbp.report.comparison import tables, write
     from hyperrbp.run_folder import default_folder
 
+    def found(audience: Audience) -> dict[str, Any]:
+        return compare(
+            recipe, field, repeats=repeats, data_root=data_root, force=force, audience=audience
+        )
+
     with _new_folder(out or default_folder(f"{recipe.name}-comparison")) as out:
-        audience = _audience(quiet)
-        try:
-            document = compare(
-                recipe, field, repeats=repeats, data_root=data_root, force=force, audience=audience
-            )
-        finally:
-            audience.ended()
+        document = _watched(found, quiet)
         write(document, out)
-    if as_json:
-        print(json.dumps(document))
-    else:
-        _Stdout(markup=False).print(tables(document))
-    if not quiet:
-        _say(f"wrote {out} (comparison.md, .csv, .json, cost.png, events)")
+    note = f"wrote {out} (comparison.md, .csv, .json, cost.png, events)"
+    _answer(document, tables, as_json, None if quiet else note)
 
 
 _OF_THE_METHODS = ("methods", "trunc", "sweep_steps", "repeats", "force")
@@ -788,21 +798,14 @@ def _contest(
     field = contestants([name.strip() for name in names if name.strip()])
     from hyperrbp.report.contest import tables, write
 
+    def found(audience: Audience) -> dict[str, Any]:
+        return contest(recipe, field, budget, seeds=seeds, data_root=data_root, audience=audience)
+
     with _new_folder(out or default_folder(f"{recipe.name}-contest")) as out:
-        audience = _audience(quiet)
-        try:
-            document = contest(
-                recipe, field, budget, seeds=seeds, data_root=data_root, audience=audience
-            )
-        finally:
-            audience.ended()
+        document = _watched(found, quiet)
         write(document, out)
-    if as_json:
-        print(json.dumps(document))
-    else:
-        _Stdout(markup=False).print(tables(document))
-    if not quiet:
-        _say(f"wrote {out} (contest.md, .csv, .json, .png, curves.csv)")
+    note = f"wrote {out} (contest.md, .csv, .json, .png, curves.csv)"
+    _answer(document, tables, as_json, None if quiet else note)
 
 
 def _tune(

@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from hyperrbp.errors import DivergedError, UsageError
+from hyperrbp.recipe import Recipe, Walk
 from hyperrbp.schema import not_one_of
 from hyperrbp.search import SAMPLERS, check_installed, search
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
     from hyperrbp.experiment import Experiment
     from hyperrbp.fresh_process import Report
-    from hyperrbp.recipe import Recipe
 
 
 class Event(NamedTuple):
@@ -80,13 +80,15 @@ def _search(sampler: str, sentence: str | None = None) -> Contestant:
     return Contestant(words, partial(_searched, sampler), sampler)
 
 
-WALKS = ("adam", "gradient", "surrogate", "both")
 OURS = "hyperrbp"
 """Whom the others are held against."""
 
 CONTESTANTS: dict[str, Contestant] = {
     OURS: Contestant("the recipe's own tuning", partial(_tuned, None)),
-    **{walk: Contestant(f"ours with meta.walk: {walk}", partial(_tuned, walk)) for walk in WALKS},
+    **{
+        walk: Contestant(f"ours with meta.walk: {walk}", partial(_tuned, walk))
+        for walk in get_args(Walk)
+    },
     **{name: _search(name) for name in SAMPLERS},
 }
 
@@ -199,8 +201,7 @@ def opening(recipe: Recipe, data_root: Path | None, report: Report) -> dict[str,
     problem, (low, high) = experiment.problem(), experiment.box
     problem.prepare(experiment.theta)
     started = time.perf_counter()
-    h = problem.run(experiment.theta, 0, problem.steps, problem.initial_state(experiment.theta))
-    loss = float(problem.loss(h))
+    loss = float(problem.loss(problem.last_state(experiment.theta)))
     return {
         "environment": experiment.environment(),
         "recipe": experiment.recipe.model_dump(),
@@ -237,5 +238,4 @@ def turn(
 def _accuracy(experiment: Experiment, theta: Tensor) -> float | None:
     """On the held-out examples; None where there is none, as in a regression."""
     problem = experiment.problem()
-    h = problem.run(theta, 0, problem.steps, problem.initial_state(theta))
-    return experiment.heldout_measures(problem, h).get("accuracy")
+    return experiment.heldout_measures(problem, problem.last_state(theta)).get("accuracy")

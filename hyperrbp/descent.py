@@ -199,7 +199,7 @@ def _step(
         loss, h = result.loss, result.state
     else:
         with meter.phase("inner run"):
-            h = problem.run(at, 0, problem.steps, problem.initial_state(at))
+            h = problem.last_state(at)
             loss, _ = problem.loss_and_gradient(h)
     _require_finite("state of the inner run", h, n)
     _require_finite("meta loss", loss, n)

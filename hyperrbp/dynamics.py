@@ -7,6 +7,7 @@ products at a point: Jᵀu, Jv and (∂F/∂θ)ᵀu with J = ∂F/∂h. Everythi
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
@@ -77,6 +78,10 @@ class Problem(ABC):
         for state in self.states(theta, start, stop, h):
             h = state
         return h
+
+    def last_state(self, theta: Tensor) -> Tensor:
+        """h_T at θ, shape (n,)."""
+        return self.run(theta, 0, self.steps, self.initial_state(theta))
 
     def initial_theta_transposed(self, theta: Tensor, u: Tensor) -> Tensor:
         """(∂h_0/∂θ)ᵀu, shape (p,)."""
@@ -160,6 +165,11 @@ class Problem(ABC):
     def norms(self, h: Tensor) -> Mapping[str, float]:
         """Euclidean norms that tell a reader where h is."""
         return {"state": float(h.norm())}
+
+
+def loss_where_finite(problem: Problem, h: Tensor) -> float:
+    """L(h); NaN where the state has overflowed, which a loss need not show."""
+    return float(problem.loss(h)) if bool(h.isfinite().all()) else math.nan
 
 
 class Jacobian(Protocol):

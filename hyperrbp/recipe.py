@@ -137,7 +137,8 @@ class AveragingSection(Section):
     series: int = Field(2, ge=1, description="how many series 'resampled' averages")
 
 
-ADAM = "adam"
+Walk = Literal["adam", "gradient", "surrogate", "both"]
+ADAM: Walk = "adam"
 """The paper's meta loop."""
 AUTO = "auto"
 """The method that chooses among the others."""
@@ -179,8 +180,8 @@ class MetaSection(Section):
     """The outer loop: a descent on the logarithms and logits of the hyperparameters."""
 
     steps: int = Field(30, ge=1, le=10**7, description="meta steps")
-    walk: Literal["adam", "gradient", "surrogate", "both"] = Field(
-        "adam",
+    walk: Walk = Field(
+        ADAM,
         description="adam: from the start, the paper's | or, from the best of a screening in the"
         " box, gradient: steps of adaptive length along the gradient of the log loss | surrogate: a"
         " local model of the loss, no gradient | both: the gradient, and the model where it fails",

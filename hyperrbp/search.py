@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from hyperrbp.errors import UsageError
 from hyperrbp.schema import not_one_of
@@ -21,20 +21,7 @@ if TYPE_CHECKING:
     from optuna.study import Study
     from torch import Tensor
 
-
-class Searched(Protocol):
-    """What a search asks of a problem: runs that can be paused, and their last loss."""
-
-    steps: int
-
-    def initial_state(self, theta: Tensor) -> Tensor:
-        """h_0 at θ, shape (n,)."""
-
-    def run(self, theta: Tensor, start: int, stop: int, h: Tensor) -> Tensor:
-        """h_stop from h = h_start."""
-
-    def loss(self, h: Tensor) -> Tensor:
-        """L(h), shape ()."""
+    from hyperrbp.dynamics import Problem
 
 
 @dataclass(frozen=True)
@@ -94,7 +81,7 @@ def check_installed(name: str) -> None:
 
 
 def search(
-    problem: Searched,
+    problem: Problem,
     low: Tensor,
     high: Tensor,
     sampler: str,
@@ -132,7 +119,7 @@ def rungs(steps: int) -> list[int]:
 
 
 def _trials(
-    problem: Searched,
+    problem: Problem,
     low: Tensor,
     high: Tensor,
     study: Study,
@@ -141,6 +128,8 @@ def _trials(
 ) -> Iterator[Trial]:
     from optuna.distributions import BaseDistribution, FloatDistribution
     from optuna.trial import TrialState
+
+    from hyperrbp.dynamics import loss_where_finite
 
     corners = zip(low.tolist(), high.tolist(), strict=True)
     box: dict[str, BaseDistribution] = {
@@ -157,8 +146,7 @@ def _trials(
         h, done, pruned = problem.initial_state(theta), 0, False
         for stop in [*stops, problem.steps]:
             h = problem.run(theta, done, stop, h)  # a paused run just goes on
-            # A state that overflowed is no answer, whatever its loss.
-            loss = float(problem.loss(h)) if bool(h.isfinite().all()) else math.nan
+            loss = loss_where_finite(problem, h)
             finite, done = math.isfinite(loss), stop
             if stop < problem.steps:
                 with _quiet():

@@ -35,17 +35,23 @@ class Surrogate:
         """Of the amplitude's square, the length scales, and the noise's variance."""
 
     def proposal(
-        self, points: Array, heights: Array, radius: float, turn: int, draw: np.random.Generator
+        self,
+        tried: Sequence[Sequence[float]],
+        losses: Sequence[float],
+        radius: float,
+        turn: int,
+        draw: np.random.Generator,
     ) -> Array:
         """The lowest candidate of one sample of what the function may be, shape (p,).
 
         Args:
-            points: what was tried, shape (m, p).
-            heights: how it did, lower being better; inf for what was given up.
+            tried: m points of p coordinates.
+            losses: how they did, by :func:`height`, lower being better; inf for what was given up.
             radius: half the side of the trust region.
             turn: how many proposals there were before.
             draw: what is drawn from.
         """
+        points, heights = np.array(tried), np.array(losses)
         capped, cap = _capped(heights)
         scales = np.exp(self.logs[1:-1])
         best = points[int(heights.argmin())]
@@ -115,8 +121,3 @@ def height(loss: float, worst: float = 30.0) -> float:
     if not math.isfinite(loss):
         return worst
     return min(worst, math.log10(loss) if loss > 1e-30 else loss - 30.0)
-
-
-def as_array(rows: Sequence[Sequence[float]] | Sequence[float]) -> Array:
-    """Numbers for the process."""
-    return np.asarray(rows, dtype=np.float64)

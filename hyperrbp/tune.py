@@ -16,7 +16,7 @@ from hyperrbp.descent import MetaStep
 from hyperrbp.errors import CheckpointError, DivergedError
 from hyperrbp.experiment import Experiment
 from hyperrbp.final_test import Told, on_unseen_draws
-from hyperrbp.meta_loop import State, begin, meta_steps, taken
+from hyperrbp.meta_loop import State
 from hyperrbp.meter import measured, spent
 from hyperrbp.problems.training import TrainingRun
 from hyperrbp.quantiles import NAMED_UP_TO, told
@@ -74,7 +74,7 @@ def tune_recipe(
             folder.check_same(recipe)
         experiment = Experiment(recipe, data_root)
         restored = _restored(folder, experiment, inexact_resume) if resume else None
-        state = begin(experiment) if restored is None else restored
+        state = meta_loop.begin(experiment) if restored is None else restored
         folder.create(experiment.recipe)
         folder.forget_from("meta_step", state.meta_step)
         if restored is None:
@@ -95,7 +95,7 @@ def _run(
     try:
         for observer in observers:
             observer.started(experiment, folder, earlier)
-        for step in meta_steps(experiment, state):
+        for step in meta_loop.meta_steps(experiment, state):
             record = to_record(step, state)
             watch.diagnose(step, record)
             for observer in observers:
@@ -123,9 +123,10 @@ def _restored(folder: RunFolder, experiment: Experiment, inexact: bool) -> State
         raise CheckpointError(f"{folder.checkpoint_file}: not of this version ({error})") from None
     if state.theta.shape != experiment.theta.shape:
         raise CheckpointError(f"{folder.checkpoint_file}: of another network")
-    if taken(state) > experiment.meta.steps:
+    taken = meta_loop.taken(state)
+    if taken > experiment.meta.steps:
         raise CheckpointError(
-            f"{folder.path} has already taken {taken(state)} meta steps, more than the"
+            f"{folder.path} has already taken {taken} meta steps, more than the"
             f" {experiment.meta.steps} asked for"
         )
     return state
@@ -213,7 +214,7 @@ def _finish(
         **spent(records),
         "wall_seconds": time.perf_counter() - started,
         "run_folder": str(folder.path),
-        "rollbacks": state.rollbacks,
+        "rollbacks": list(state.rollbacks),
         "inexact_resumes": folder.inexact_resumes,
         "environment": experiment.environment(),
     }

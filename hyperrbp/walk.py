@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -21,12 +21,12 @@ from torch import Tensor
 
 from hyperrbp.descent import GradientSettings, MetaStep
 from hyperrbp.diagnostics.last_state import LastState
-from hyperrbp.dynamics import Problem
+from hyperrbp.dynamics import Problem, loss_where_finite
 from hyperrbp.errors import DivergedError
 from hyperrbp.gradients.method import Gradient
 from hyperrbp.meter import PhaseMeter
 from hyperrbp.randomness import generator
-from hyperrbp.surrogate import Surrogate, as_array, height
+from hyperrbp.surrogate import Surrogate, height
 
 REDUCTION = 3
 GIVEN_UP = math.inf
@@ -61,6 +61,9 @@ class WalkSettings:
 class WalkState:
     """Where the walk stands: all that is needed to go on, bit for bit."""
 
+    rollbacks: ClassVar[Sequence[Mapping[str, Any]]] = ()
+    """None, and no choice of a method: those are of the descent by Adam."""
+    choice: ClassVar[None] = None
     theta: Tensor
     """The last that was run to the end."""
     meta_step: int = 0
@@ -86,8 +89,6 @@ class WalkState:
     """Proposals of the surrogate so far."""
     logs: list[float] = field(default_factory=list)
     """The surrogate's scales."""
-    rollbacks: list[Mapping[str, Any]] = field(default_factory=list)
-    choice: Mapping[str, Any] | None = None
     stopped: bool = False
     """Whether there was nothing left to try."""
 
@@ -255,7 +256,7 @@ class _Walk:
                         self._tell(u, GIVEN_UP)
                         return None
                 done = max(stop, done)
-            loss = float(problem.loss(h)) if bool(h.isfinite().all()) else math.nan
+            loss = loss_where_finite(problem, h)
         self._tell(u, height(loss))
         if math.isfinite(middle):
             state.midway.append((height(loss), middle))
@@ -328,8 +329,8 @@ class _Walk:
             state.radius = state.radius or settings.radius
             draw = generator(self._seed, "proposal", state.turns).initial_seed() % 2**63
             u = self._surrogate.proposal(
-                as_array(state.points),
-                as_array(state.heights),
+                state.points,
+                state.heights,
                 state.radius,
                 state.turns,
                 np.random.default_rng(draw),
@@ -357,4 +358,4 @@ class _Walk:
         return self._low + self._span * torch.tensor(u, dtype=torch.float64).to(self._low)
 
     def _height(self, h: Tensor) -> float:
-        return height(float(self._problem.loss(h)) if bool(h.isfinite().all()) else math.nan)
+        return height(loss_where_finite(self._problem, h))

@@ -544,7 +544,7 @@ def test_a_start_that_is_not_finite_ends_with_6_and_no_answer(tmp_path):
 @pytest.mark.catches(
     "tune.py", '            record["rollbacks"] = back\n', "            assert back\n"
 )
-@pytest.mark.catches("tune.py", '"rollbacks": state.rollbacks,', '"rollbacks": [],')
+@pytest.mark.catches("tune.py", '"rollbacks": list(state.rollbacks),', '"rollbacks": [],')
 @pytest.mark.catches(
     "experiment.py",
     'max_rollbacks=section.max_rollbacks if section.on_divergence == "rollback" else 0,',

@@ -249,7 +249,7 @@ def test_every_key_that_differs_is_listed(tmp_path, begun):
 
 
 @pytest.mark.promise(14)
-@pytest.mark.catches("tune.py", "if taken(state) > experiment.meta.steps:", "if False:")
+@pytest.mark.catches("tune.py", "if taken > experiment.meta.steps:", "if False:")
 @pytest.mark.catches("recipe.py", '    may_change = ("meta.steps",)\n', "")
 def test_more_meta_steps_are_the_one_change_allowed(tmp_path, whole):
     """As if asked for at once, to the bit; fewer than were taken are refused.
@@ -542,9 +542,7 @@ def test_the_command_ends_with_7_and_one_line(tmp_path, begun, begun_network, ve
 
 
 @pytest.mark.promise(14, 20)
-@pytest.mark.catches(
-    "tune.py", "if taken(state) > experiment.meta.steps:", "if taken(state) > 10**9:"
-)
+@pytest.mark.catches("tune.py", "if taken > experiment.meta.steps:", "if taken > 10**9:")
 def test_the_command_refuses_other_threads_and_fewer_steps(tmp_path, whole):
     """Exit code 7 and one line for each, more steps go on. Catches fewer steps that pass."""
     folder = copy(whole, tmp_path / "run")

@@ -27,8 +27,7 @@ class LastState:
     @classmethod
     def of_run(cls, problem: Problem, theta: Tensor) -> LastState:
         """Run the problem."""
-        h = problem.run(theta, 0, problem.steps, problem.initial_state(theta)).clone()
-        return cls(problem, theta, h)
+        return cls(problem, theta, problem.last_state(theta).clone())
 
     @cached_property
     def _loss_and_gradient(self) -> tuple[Tensor, Tensor]:

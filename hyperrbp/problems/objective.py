@@ -71,8 +71,12 @@ class Objective:
 
     def value(self, parameters: Sequence[Tensor], x: Terms) -> Tensor:
         """L, shape ()."""
-        inputs, targets, *weights = x
-        losses = self._loss(self.outputs(parameters, inputs), targets)
+        return self.loss_of(self.outputs(parameters, x[0]), x)
+
+    def loss_of(self, outputs: Tensor, x: Terms) -> Tensor:
+        """L where the module has made these outputs of x, shape ()."""
+        _, targets, *weights = x
+        losses = self._loss(outputs, targets)
         if not weights:
             return losses.mean() if losses.dim() else losses
         if losses.shape != weights[0].shape:

@@ -459,10 +459,6 @@ class TrainingRun(Problem):
         chunks = self.population() if self._meta_examples is None else self._meta_examples.chunks()
         return self.objective.mean_value(h.detach()[: self.weights], _plain(chunks))
 
-    def loss_on(self, h: Tensor, examples: Batch) -> Tensor:
-        """The mean loss of the weights on other examples, shape ()."""
-        return self.objective.mean_value(h.detach()[: self.weights], _plain(examples.chunks()))
-
     def _training_loss(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """The loss on all training examples and its gradient; a method asks for it twice at h_T."""
         at, version, known = self._last_loss or (None, 0, None)

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from hyperrbp.checkpoint import write_atomically
 from hyperrbp.errors import StorageError
-from hyperrbp.report.console import ROWS, duration, number
+from hyperrbp.report.console import ROWS, duration, number, words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -105,7 +105,7 @@ def _steady_state(found: Document) -> Iterator[str]:
     )
     same: dict[str, list[str]] = {}
     for kind, meaning in found["meaning"].items():
-        same.setdefault(meaning, []).append(kind.replace("_", " "))
+        same.setdefault(meaning, []).append(words(kind))
     for meaning, kinds in same.items():
         yield f"an implicit gradient of {' and '.join(kinds)}: {meaning}"
 
@@ -288,7 +288,7 @@ def _draw_gradient(axis: Axes, document: Document) -> None:
     columns = list(zip(*document["series"]["gradients"], strict=True))
     largest = sorted(range(len(names)), key=lambda i: -abs(columns[i][-1] or 0.0))[:6]
     for i in sorted(largest):
-        axis.plot(columns[i], label=names[i].replace("_", " "))
+        axis.plot(columns[i], label=words(names[i]))
     axis.axhline(0, color="0.6", lw=0.8)
     axis.axvline(document["asked"]["trunc"], color="0.6", ls=":")
     axis.set(xlabel="terms added", ylabel="gradient", title="the gradient as terms are added")

@@ -19,7 +19,7 @@ from hyperrbp.audience import Audience
 from hyperrbp.checkpoint import write_atomically
 from hyperrbp.errors import StorageError
 from hyperrbp.recipe import Recipe
-from hyperrbp.report.console import duration, human_bytes
+from hyperrbp.report.console import duration, human_bytes, words
 
 Row = Mapping[str, Any]
 Column = tuple[str, Callable[[Row], str]]
@@ -191,7 +191,7 @@ def _sections(document: Mapping[str, Any]) -> list[tuple[str, list[Column]]]:
     right: list[Column] = [
         ("all", _agreement),
         ("decrease kept", lambda row: "" if row["descent"] is None else f"{row['descent']:.0%}"),
-        *((kind.replace("_", " "), _of_kind(kind)) for kind in kinds),
+        *((words(kind), _of_kind(kind)) for kind in kinds),
         ("residual", lambda row: "" if row["residual"] is None else f"{row['residual']:.2g}"),
         ("status", lambda row: row["status"]),
         ("verdict", lambda row: row["verdict"] or ""),

@@ -13,7 +13,7 @@ import matplotlib
 from hyperrbp.errors import StorageError, UsageError
 from hyperrbp.quantiles import is_summary, summary
 from hyperrbp.recipe import read
-from hyperrbp.report.console import ROWS
+from hyperrbp.report.console import ROWS, words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -94,7 +94,7 @@ def _hyperparameters(
     else:
         for name, curve in curves.items():
             axis.plot(steps, curve, "--" if ".bias" in name else "-", label=name)
-    axis.set(xlabel="meta step", ylabel=kind.replace("_", " "))
+    axis.set(xlabel="meta step", ylabel=words(kind))
     if math.isinf(KINDS[kind].limits[1]):  # tuned as its logarithm
         axis.set_yscale("log")
     if list(curves) != shown:
@@ -130,7 +130,7 @@ def draw_trainings(folders: Sequence[RunFolder], file: Path) -> None:
         name = next(name for name in validated[0]["validation"] if name != "loss")
         values = [record["validation"][name] for record in validated]
         validation.plot([record["epoch"] for record in validated], values)
-        validation.set(xlabel="epoch", ylabel=name.replace("_", " "))
+        validation.set(xlabel="epoch", ylabel=words(name))
         norms = validated[-1]["change_norms"]
         steady.plot(range(1, len(norms) + 1), norms)
         steady.set(xlabel="update t", ylabel="‖h_t − h_{t−1}‖", yscale="log")

@@ -13,6 +13,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from hyperrbp.quantiles import is_summary
+from hyperrbp.report.console import words
 
 if TYPE_CHECKING:
     from hyperrbp.experiment import Experiment
@@ -83,7 +84,7 @@ class TensorBoard:
 
 def overview(kinds: Iterable[str]) -> dict[str, Any]:
     """The Custom Scalars page: all hyperparameters of a kind in one chart."""
-    charts = {kind.replace("_", " "): ["Multiline", [f"^{kind}/"]] for kind in kinds}
+    charts = {words(kind): ["Multiline", [f"^{kind}/"]] for kind in kinds}
     tuning = {"meta loss (log10)": ["Multiline", ["^meta/loss_log10$"]], **charts}
     return {"tuning": tuning, **_OVERVIEW}
 

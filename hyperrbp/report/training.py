@@ -10,7 +10,14 @@ from rich.live import Live
 from rich.table import Table
 
 from hyperrbp.report import heldout
-from hyperrbp.report.console import bar_with_eta, duration, human_bytes, reservations, sparkline
+from hyperrbp.report.console import (
+    bar_with_eta,
+    duration,
+    human_bytes,
+    reservations,
+    sparkline,
+    words,
+)
 
 if TYPE_CHECKING:
     from hyperrbp.run_folder import RunFolder
@@ -121,11 +128,9 @@ def answer(result: Mapping[str, Any]) -> RenderableType:
         table.add_row(name, text)
     if "best" in result:
         best = result["best"]
-        measures = ", ".join(f"{_words(k)} {v:.4g}" for k, v in best["validation"].items())
+        measures = ", ".join(f"{words(k)} {v:.4g}" for k, v in best["validation"].items())
         table.add_row("best epoch", f"{best['epoch']} of {result['epochs']}: {measures}")
-        table.add_row(
-            "tested", ", ".join(f"{_words(k)} {v:.2%}" for k, v in result["test"].items())
-        )
+        table.add_row("tested", ", ".join(f"{words(k)} {v:.2%}" for k, v in result["test"].items()))
         how = f"{result['method']} with K = {result['trunc']}, T = {result['updates']}"
     else:
         loss = result["meta_loss"]
@@ -140,7 +145,3 @@ def answer(result: Mapping[str, Any]) -> RenderableType:
     )
     table.add_row("weights", result["weights"])
     return table
-
-
-def _words(key: str) -> str:
-    return key.replace("_", " ")
