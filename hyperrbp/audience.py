@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+Told = Callable[[str, int, int], None]
+"""Told (what, done, of how many) of something that goes on, in training steps."""
+
 
 class Audience:
     """Told how it goes; does nothing by itself."""

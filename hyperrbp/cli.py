@@ -837,7 +837,7 @@ def _tune(
         resume=resume,
         inexact_resume=inexact_resume,
         observers=observers,
-        testing=(lambda *_: None) if quiet else screen.testing,
+        told=(lambda *_: None) if quiet else screen.told,
     )
     if as_json:
         print(json.dumps(result))

@@ -51,11 +51,15 @@ class Contestant:
 
 def _tuned(walk: str | None, experiment: Experiment) -> Iterator[Event]:
     """The recipe's own tuning, or another walk, for as long as anyone listens."""
-    from hyperrbp.meta_loop import begin, meta_steps
+    from hyperrbp.meta_loop import begin, given_up, meta_steps
 
     if walk is not None:
         experiment = _with(experiment, walk=walk)
-    for step in meta_steps(experiment, begin(experiment), steps=sys.maxsize):
+    state, told = begin(experiment), 0
+    for step in meta_steps(experiment, state, steps=sys.maxsize):
+        for _ in range(told, given_up(state)):
+            yield Event("pruned", step.theta, math.nan)
+        told = given_up(state)
         kind = "trial" if step.source in ("screening", "surrogate") else "step"
         yield Event(kind, step.theta, step.meta_loss)
 
@@ -143,7 +147,7 @@ class Score:
         self.seconds = seconds
         self.evaluations += 1
         self.pruned += kind == "pruned"
-        self.diverged += not math.isfinite(loss)
+        self.diverged += kind != "pruned" and not math.isfinite(loss)
         # The loss of a run that was cut short is not the one that is contested.
         if kind == "pruned" or not math.isfinite(loss) or loss >= self.best_loss:
             return False

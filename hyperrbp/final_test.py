@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
+from hyperrbp.audience import Told
 from hyperrbp.experiment import Experiment
 
-Told = Callable[[int, int], None]
-"""Told of the training runs that are done, and how many there are."""
+WHAT = "test on the held-out examples"
 
 
 def on_unseen_draws(
@@ -35,17 +35,18 @@ def on_unseen_draws(
     if not seeds:
         return None
     found: dict[str, list[dict[str, float | None]]] = {name: [] for name in thetas}
+    steps = experiment.recipe.inner.steps
     runs = seeds * len(thetas)
     for number in range(seeds):
         problem = experiment.unseen(number)
         for name, theta in thetas.items():
-            told(sum(map(len, found.values())), runs)
+            told(WHAT, sum(map(len, found.values())) * steps, runs * steps)
             h = problem.last_state(theta)
             measures = experiment.heldout_measures(problem, h)
             # Outputs that are not finite have a largest one too: an accuracy would be a number.
             finite = bool(h.isfinite().all()) and all(map(math.isfinite, measures.values()))
             found[name].append({key: value if finite else None for key, value in measures.items()})
-    told(runs, runs)
+    told(WHAT, runs * steps, runs * steps)
     return {"seeds": seeds, **{name: _collected(measures) for name, measures in found.items()}}
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from hyperrbp.audience import Told
 from hyperrbp.descent import Chooser, GradientSettings, MetaState, MetaStep, descend
 from hyperrbp.experiment import Experiment
 from hyperrbp.recipe import ADAM, AUTO
@@ -36,8 +37,16 @@ def taken(state: State) -> int:
     return state.meta_step if isinstance(state, MetaState) else max(0, state.meta_step - 1)
 
 
+def given_up(state: State) -> int:
+    """How many runs were not taken to their end."""
+    return state.given_up if isinstance(state, WalkState) else 0
+
+
 def meta_steps(
-    experiment: Experiment, state: State, steps: int | None = None
+    experiment: Experiment,
+    state: State,
+    steps: int | None = None,
+    told: Told = lambda *_: None,
 ) -> Iterator[MetaStep]:
     """Its evaluations, one after the other; the state goes along.
 
@@ -45,6 +54,7 @@ def meta_steps(
         experiment: what is tuned.
         state: from :func:`begin` or :func:`restored`.
         steps: how many, in place of the recipe's ``meta.steps``.
+        told: told how a screening goes.
     """
     recipe, meta = experiment.recipe, experiment.meta
     if steps is not None:
@@ -68,6 +78,7 @@ def meta_steps(
         settings,
         tied=experiment.problem().layout.across_segments(),
         seed=recipe.seed,
+        told=told,
     )
 
 

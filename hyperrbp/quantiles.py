@@ -37,7 +37,7 @@ def is_summary(values: Values) -> bool:
     return values.keys() == _SHARES.keys()
 
 
-def told(of: Mapping[str, Values]) -> dict[str, Values]:
+def summarized(of: Mapping[str, Values]) -> dict[str, Values]:
     """By kind, the values by name, or their summary if there are too many."""
     return {
         kind: summary(values) if len(values) > NAMED_UP_TO else values

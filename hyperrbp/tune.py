@@ -12,14 +12,15 @@ from typing import Any, Protocol
 import torch
 
 from hyperrbp import checkpoint, meta_loop
+from hyperrbp.audience import Told
 from hyperrbp.descent import MetaStep
 from hyperrbp.errors import CheckpointError, DivergedError
 from hyperrbp.experiment import Experiment
-from hyperrbp.final_test import Told, on_unseen_draws
+from hyperrbp.final_test import on_unseen_draws
 from hyperrbp.meta_loop import State
 from hyperrbp.meter import measured, spent
 from hyperrbp.problems.training import TrainingRun
-from hyperrbp.quantiles import NAMED_UP_TO, told
+from hyperrbp.quantiles import NAMED_UP_TO, summarized
 from hyperrbp.recipe import Recipe
 from hyperrbp.report.export import exported
 from hyperrbp.run_folder import RunFolder, default_folder, open_run
@@ -50,7 +51,7 @@ def tune_recipe(
     resume: bool = False,
     inexact_resume: bool = False,
     observers: Sequence[Observer] = (),
-    testing: Told = lambda *_: None,
+    told: Told = lambda *_: None,
 ) -> dict[str, Any]:
     """Tune as the recipe says, and return what ``result.json`` holds.
 
@@ -61,7 +62,7 @@ def tune_recipe(
         resume: go on with the run in ``out``.
         inexact_resume: also where versions, threads or device are others than they were.
         observers: told of every step.
-        testing: told how the test at the end goes.
+        told: told how the screening and the test at the end go.
 
     Raises:
         UsageError: if the folder cannot be used.
@@ -79,7 +80,7 @@ def tune_recipe(
         folder.forget_from("meta_step", state.meta_step)
         if restored is None:
             folder.save(state.to_json(), experiment.environment())
-        return _run(experiment, folder, state, observers, testing)
+        return _run(experiment, folder, state, observers, told)
 
 
 def _run(
@@ -87,7 +88,7 @@ def _run(
     folder: RunFolder,
     state: State,
     observers: Sequence[Observer],
-    testing: Told,
+    told: Told,
 ) -> dict[str, Any]:
     earlier = folder.records()
     watch = GradientWatch(experiment, earlier)
@@ -95,17 +96,17 @@ def _run(
     try:
         for observer in observers:
             observer.started(experiment, folder, earlier)
-        for step in meta_loop.meta_steps(experiment, state):
+        for step in meta_loop.meta_steps(experiment, state, told=told):
             record = to_record(step, state)
             watch.diagnose(step, record)
             for observer in observers:
                 observer.stepped(record, step.theta)
             folder.append(record)
             folder.save(state.to_json(), experiment.environment())
-        return _finish(experiment, folder, state, started, testing, status="done")
+        return _finish(experiment, folder, state, started, told, status="done")
     except DivergedError as error:
         if math.isfinite(state.best_loss):
-            _finish(experiment, folder, state, started, testing, status=str(error))
+            _finish(experiment, folder, state, started, told, status=str(error))
         raise
     finally:
         for observer in observers:
@@ -146,7 +147,7 @@ def to_record(step: MetaStep, state: State | None = None) -> dict[str, Any]:
     record: dict[str, Any] = {
         "meta_step": step.meta_step,
         "meta_loss": step.meta_loss,
-        "hyperparameters": told(problem.describe(step.theta)),
+        "hyperparameters": summarized(problem.describe(step.theta)),
     }
     if step.source is not None:
         record["source"] = step.source
@@ -154,8 +155,8 @@ def to_record(step: MetaStep, state: State | None = None) -> dict[str, Any]:
         gradient, error = found.gradient, found.standard_error
         zero = problem.by_name(found.structurally_zero)
         record |= {
-            "gradient": told(problem.by_name(gradient)),
-            "standard_error": None if error is None else told(problem.by_name(error)),
+            "gradient": summarized(problem.by_name(gradient)),
+            "standard_error": None if error is None else summarized(problem.by_name(error)),
             "gradient_norm": float(gradient.norm()),
             "gradient_norms": {
                 kind: float(gradient[at].norm()) for kind, at in problem.layout.slices.items()
@@ -186,7 +187,7 @@ def _finish(
     folder: RunFolder,
     state: State,
     started: float,
-    testing: Told,
+    told: Told,
     status: str,
 ) -> dict[str, Any]:
     recipe, problem = experiment.recipe, experiment.problem(state.best_step)
@@ -215,16 +216,17 @@ def _finish(
         "wall_seconds": time.perf_counter() - started,
         "run_folder": str(folder.path),
         "rollbacks": list(state.rollbacks),
+        "given_up": meta_loop.given_up(state),
         "inexact_resumes": folder.inexact_resumes,
         "environment": experiment.environment(),
     }
     thetas = {"tuned": state.best_theta, "untuned": experiment.theta}
-    if (test := on_unseen_draws(experiment, thetas, testing)) is not None:
+    if (test := on_unseen_draws(experiment, thetas, told)) is not None:
         result["test"] = test
     result = checkpoint.finite(result)  # a rate that overflows is none
     folder.write_result(result)
     code, tensors = exported(
         problem.layout, state.best_theta, result, recipe, rows=experiment.train_rows
     )
-    folder.write_hyperparameters(told(result["hyperparameters"]), code, tensors)
+    folder.write_hyperparameters(summarized(result["hyperparameters"]), code, tensors)
     return result

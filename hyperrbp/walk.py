@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hyperrbp.audience import Told
 from hyperrbp.descent import GradientSettings, MetaStep
 from hyperrbp.diagnostics.last_state import LastState
 from hyperrbp.dynamics import Problem, loss_where_finite
@@ -30,6 +31,8 @@ from hyperrbp.surrogate import Surrogate, height
 
 REDUCTION = 3
 GIVEN_UP = math.inf
+FRUITLESS = 100
+"""Attempts in a row without a run to the end, after which there is nothing left to try."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,8 @@ class WalkState:
     lost: int = 0
     turns: int = 0
     """Proposals of the surrogate so far."""
+    fruitless: int = 0
+    """Attempts in a row, after the screening, that gave no run to the end."""
     logs: list[float] = field(default_factory=list)
     """The surrogate's scales."""
     stopped: bool = False
@@ -94,6 +99,11 @@ class WalkState:
 
     def __post_init__(self) -> None:
         self.best_theta = self.theta.clone()
+
+    @property
+    def given_up(self) -> int:
+        """Runs that were not taken to their end, or turned non-finite there."""
+        return len(self.points) - self.meta_step
 
     def to_json(self) -> dict[str, Any]:
         """Plain numbers."""
@@ -125,6 +135,7 @@ def walk(
     *,
     tied: Sequence[int] | None = None,
     seed: int = 0,
+    told: Told = lambda *_: None,
 ) -> Iterator[MetaStep]:
     """Walk in a box of θ, yielding one evaluation for every whole run: ``settings.steps`` + 1.
 
@@ -137,11 +148,13 @@ def walk(
         tied: for each coordinate, the number of the draw that it has in the screening: those of the
             segments of a run share one. A draw for each if not given.
         seed: of what is drawn.
+        told: told how the screening goes.
 
     Raises:
         DivergedError: if no point that was screened has a finite loss.
     """
-    yield from _Walk(problem, state, box, gradient, settings or WalkSettings(), tied, seed).steps()
+    settings = settings or WalkSettings()
+    yield from _Walk(problem, state, box, gradient, settings, tied, seed, told).steps()
 
 
 class _Walk:
@@ -154,11 +167,12 @@ class _Walk:
         settings: WalkSettings,
         tied: Sequence[int] | None,
         seed: int,
+        told: Told,
     ) -> None:
         self._problem_at = (lambda _: problem) if isinstance(problem, Problem) else problem
         self._state, self._low, self._span = state, box[0], box[1] - box[0]
         self._gradient, self._settings, self._seed = gradient, settings, seed
-        self._tied = tied
+        self._tied, self._told = tied, told
         self._surrogate = Surrogate(len(self._low))
         if state.logs:
             self._surrogate.logs = list(state.logs)
@@ -179,6 +193,9 @@ class _Walk:
                 return
             elif math.isinf(state.best_loss):
                 raise DivergedError("no run of the screening has a finite loss")
+            elif state.fruitless >= FRUITLESS:
+                state.stopped = True
+                return
             elif settings.gradient and self._worth_a_gradient():
                 found = self._gradient_step()
             elif settings.surrogate:
@@ -186,6 +203,8 @@ class _Walk:
             else:
                 state.stopped = True
                 return
+            ended = found is not None or state.survivors
+            state.fruitless = 0 if ended else state.fruitless + 1
             if found is not None:
                 yield found
                 self._meter = PhaseMeter(self._low.device)
@@ -210,10 +229,12 @@ class _Walk:
             drawn = sobol.random_base2(math.ceil(math.log2(count)))[: count - 1].tolist()
             field += [[point[i] for i in tied] for point in drawn]
         states = [problem.initial_state(self._theta(u)) for u in field]
-        before = 0
+        before, done = 0, 0
         for rung in self._rungs()[:-1] if count > 1 else []:
             heights = []
             for i, u in enumerate(field):
+                self._told("screening", done, self._screening_steps())
+                done += rung - before
                 states[i] = problem.run(self._theta(u), before, rung, states[i]).clone()
                 heights.append(self._height(states[i]))
             order = sorted(range(len(field)), key=heights.__getitem__)
@@ -226,6 +247,14 @@ class _Walk:
         state.survivors = field
         self._paused = {tuple(u): h for u, h in zip(field, states, strict=True)} if before else {}
         self._paused_at = before
+
+    def _screening_steps(self) -> int:
+        """Training steps of all runs until the last rung."""
+        field, before, steps = self._settings.screened, 0, 0
+        for rung in self._rungs()[:-1]:
+            steps += field * (rung - before)
+            field, before = max(1, math.ceil(field / REDUCTION)), rung
+        return steps
 
     def _rungs(self) -> list[int]:
         T = self._problem.steps

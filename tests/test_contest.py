@@ -362,6 +362,8 @@ def ticking(monkeypatch):
 @pytest.mark.parametrize("name", CONTESTANTS)
 def test_a_turn_of_every_contestant(name, tiny, ticking):
     heard = []
+    alone = tiny.meta.model_copy(update={"screened": 1})
+    tiny = tiny.model_copy(update={"meta": alone})
     done = contestant.turn(tiny, None, name, 8.0, heard.append)
     assert (done["status"], done["message"]) == ("done", None)
     assert done["evaluations"] == len(heard) == 8
@@ -374,12 +376,19 @@ def test_a_turn_of_every_contestant(name, tiny, ticking):
     assert done["final_loss"] == done["curve"][-1][1]
     assert done["heldout_accuracy"] == pytest.approx(problem.accuracy(h, experiment.heldout), 0.02)
     assert done["in_box"] is True
-    # All begin at the recipe's start; those that screen may give it up.
+    # All begin at the recipe's start.
     h = problem.run(experiment.theta, 0, problem.steps, problem.initial_state(experiment.theta))
     untuned = float(problem.loss_and_gradient(h)[0])
-    if heard[0][1] != "pruned" and name not in ("gradient", "surrogate", "both"):
+    if heard[0][1] != "pruned":
         assert heard[0][2] == pytest.approx(untuned, rel=1e-5)
     json.dumps(done, allow_nan=False)
+
+
+def test_what_a_walk_gave_up_counts_as_cut_short(tiny):
+    meta = tiny.meta.model_copy(update={"walk": "surrogate", "screened": 9})
+    walking = Experiment(tiny.model_copy(update={"meta": meta}))
+    events = list(itertools.islice(CONTESTANTS[OURS].events(walking), 9))
+    assert [event.kind for event in events] == ["pruned"] * 8 + ["trial"]
 
 
 def test_the_seed_decides_the_inner_run_and_what_is_sampled(tiny, ticking):

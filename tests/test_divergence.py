@@ -484,9 +484,9 @@ def finite(value: object) -> bool:
 @pytest.mark.catches("errors.py", "    exit_code = 6\n", "    exit_code = 1\n")
 @pytest.mark.catches(
     "tune.py",
-    "            _finish(experiment, folder, state, started, testing, status=str(error))\n"
+    "            _finish(experiment, folder, state, started, told, status=str(error))\n"
     "        raise\n",
-    "            return _finish(experiment, folder, state, started, testing, status=str(error))\n"
+    "            return _finish(experiment, folder, state, started, told, status=str(error))\n"
     "        raise\n",
 )
 @pytest.mark.catches(

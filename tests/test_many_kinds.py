@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from hyperrbp import cli, tune_recipe
 from hyperrbp.experiment import Experiment
-from hyperrbp.quantiles import NAMED_UP_TO, is_summary, summary, told, told_inside
+from hyperrbp.quantiles import NAMED_UP_TO, is_summary, summarized, summary, told_inside
 from hyperrbp.recipe import parse, read
 from hyperrbp.report import figures
 from hyperrbp.report.console import ROWS, Dashboard, Plain, answer, state_table
@@ -86,7 +86,7 @@ def test_the_summary_is_that_of_statistics(count):
 def test_more_than_so_many_are_told_in_summary():
     few = {str(i): float(i) for i in range(NAMED_UP_TO)}
     many = {**few, "one more": 1000.0}
-    found = told({"few": few, "many": many})
+    found = summarized({"few": few, "many": many})
     assert found["few"] == few
     assert found["many"] == summary(many)
     document = {"a": {"few": few, "many": many}, "list": [1.0] * 300, "x": None}
@@ -194,9 +194,9 @@ def test_the_live_panel_has_every_kind(everything):
 def test_a_run_of_every_kind_on_a_screen(tmp_path, screen):
     console = Console(file=io.StringIO(), width=200, force_terminal=screen is Dashboard)
     observer = screen(console)
-    tune_recipe(parse(EVERYTHING), tmp_path / "run", observers=[observer], testing=observer.testing)
+    tune_recipe(parse(EVERYTHING), tmp_path / "run", observers=[observer], told=observer.told)
     printed = console.file.getvalue()
-    assert "testing on the held-out examples: " in printed
+    assert "test on the held-out examples: " in printed
     # The panel is redrawn by the clock: a short run may end before its last state was.
     assert screen is Dashboard or "learning rate" in printed
 

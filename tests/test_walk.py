@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 
@@ -185,9 +186,55 @@ def test_what_is_worse_than_the_good_half_on_the_way_is_given_up(monkeypatch):
     _, state = walked(at, theta, settings)
     given_up = sum(math.isinf(h) for h in state.heights) - 24
     assert given_up > 0
+    assert state.given_up == given_up + 24
     assert counting.spans.count((0, 9)) - counting.spans.count((9, 27)) + 3 == given_up
     ends = sorted(state.midway)
     assert len(ends) >= 8
+
+
+def test_the_screening_tells_how_far_it_is():
+    problem, theta = small_training_run(steps=27)
+    counting, at = counted(problem)
+    heard = []
+
+    def told(what, done, of):
+        heard.append((what, done, of))
+        assert done == counting.updates
+
+    walked(at, theta, WalkSettings(steps=2, screened=10, gradient=False), told=told)
+    assert heard[0] == ("screening", 0, 10 * 3 + 4 * 6)
+    assert len(heard) == 10 + 4
+    assert heard[-1] == ("screening", 10 * 3 + 3 * 6, 10 * 3 + 4 * 6)
+    heard.clear()
+    walked(problem, theta, WalkSettings(steps=2, screened=1, gradient=False), told=told)
+    assert not heard, "there is nothing to screen"
+
+
+class Spent(Counting):
+    """A problem whose losses are NaN after so many updates."""
+
+    def loss(self, h):
+        return self._problem.loss(h) * (1.0 if self.updates <= 9 * 9 else math.nan)
+
+
+@pytest.mark.catches(
+    "walk.py", "elif state.fruitless >= FRUITLESS:", "elif state.fruitless >= 999:"
+)
+@pytest.mark.catches(
+    "walk.py", "state.fruitless = 0 if ended else state.fruitless + 1", "state.fruitless = 0"
+)
+def test_a_walk_of_which_no_run_comes_to_its_end_stops(monkeypatch):
+    monkeypatch.setattr("hyperrbp.walk.FRUITLESS", 12)
+    problem, theta = small_training_run(steps=9)
+    spent = Spent(problem)
+    settings = WalkSettings(steps=50, screened=1, gradient=False)
+    walking = walk(
+        lambda _: spent, (state := WalkState(theta.clone())), boxed(theta), EXACT, settings
+    )
+    steps = list(itertools.islice(walking, 51))
+    assert state.stopped
+    assert len(steps) == 9
+    assert state.given_up == 12
 
 
 @pytest.mark.parametrize("of", [{"surrogate": False}, {"gradient": False}, {}], ids=str)
@@ -385,9 +432,12 @@ def test_the_terminal_says_what_is_screened_and_who_proposed_what(tmp_path, caps
     from hyperrbp.report.console import Plain
 
     console = Console(width=300)
-    tune_recipe(parse(TINY), tmp_path / "run", observers=[Plain(console)])
+    plain = Plain(console)
+    result = tune_recipe(parse(TINY), tmp_path / "run", observers=[plain], told=plain.told)
     said = capsys.readouterr().out
     assert "before them, 9 points are screened, for as long as about 2 take" in said
+    assert "screening: 0 of " in said
+    assert result["given_up"] >= 6
     assert "meta step 0/12 (screening) |" in said
     for source in ("gradient", "surrogate"):
         assert f"/12 ({source}) |" in said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 PHASES = ("inner run", "meta-gradient", "meta step")
 
+EVERY = 5.0
+"""Seconds between two lines that say how far something is."""
 ROWS = 24
 """Of a table, or curves of a figure: more values are shown by their quantiles."""
 
@@ -75,10 +78,15 @@ class Plain:
         for line in remarks(record):
             self._console.print(line, highlight=False, soft_wrap=True)
 
-    def testing(self, done: int, runs: int) -> None:
-        """One line."""
+    def told(self, what: str, done: int, steps: int) -> None:
+        """A line at once, and one every few seconds."""
+        now = time.monotonic()
         if done == 0:
-            self._print(f"testing on the held-out examples: {runs} training runs")
+            self._began = self._said = now
+        elif now - self._said < EVERY:
+            return
+        self._said = now
+        self._print(how_far(what, done, steps, now - self._began))
 
     def stopped(self) -> None:
         """Nothing is left open."""
@@ -112,10 +120,13 @@ class Dashboard:
         self._bar.update(self._task, completed=record["meta_step"])
         self._live.update(Group(self._bar, state_table(self._losses, record)))
 
-    def testing(self, done: int, runs: int) -> None:
-        """Redraw, with how far the test is."""
-        how_far = f"testing on the held-out examples: {done}/{runs} runs"
-        self._live.update(Group(self._bar, how_far), refresh=True)
+    def told(self, what: str, done: int, steps: int) -> None:
+        """Redraw, with how far that is."""
+        now = time.monotonic()
+        if done == 0:
+            self._began = now
+        line = how_far(what, done, steps, now - self._began)
+        self._live.update(Group(self._bar, line), refresh=True)
 
     def stopped(self) -> None:
         """Leave the last state on the screen."""
@@ -135,6 +146,12 @@ def bar_with_eta(unit: str, console: Console) -> Progress:
         console=console,
         expand=True,
     )
+
+
+def how_far(what: str, done: int, steps: int, seconds: float) -> str:
+    """Of what goes on between meta steps."""
+    line = f"{what}: {done:,} of {steps:,} training steps"
+    return line + (f" | ETA {duration(seconds * (steps - done) / done)}" if done else "")
 
 
 def headline(experiment: Experiment) -> str:

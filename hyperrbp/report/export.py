@@ -196,7 +196,7 @@ def exported(
     heading = _HEADING.format(
         version=result["environment"]["hyperrbp"],
         run=f"Meta loss {best['meta_loss']:.6g} after {best['meta_step']} meta steps of"
-        f" {result['method']}, {result['train_steps']} training steps each.",
+        f" {_walked(recipe)}, {result['train_steps']} training steps each.",
         uses="\n".join(f"    {line}".rstrip() for line in uses),
         form=_FORMS[update],
     )
@@ -207,6 +207,12 @@ def exported(
     ]
     lines = "".join(f"{line}\n" for line in ["", *imports] if imports)
     return heading + lines + "".join(parts), tensors
+
+
+def _walked(recipe: Recipe) -> str:
+    """By what: a gradient method, or a walk that may do without."""
+    walk, method = recipe.meta.walk, recipe.gradient.method
+    return {"adam": method, "surrogate": "a surrogate"}.get(walk, f"{method} ({walk})")
 
 
 def sgd_settings(
