@@ -178,6 +178,7 @@ class _Walk:
             self._surrogate.logs = list(state.logs)
         self._best_h: Tensor | None = None  # at the best θ, if this process has run it
         self._paused: dict[tuple[float, ...], Tensor] = {}
+        self._paused_at, self._screened_on = 0, self._problem
         self._meter = PhaseMeter(self._low.device)
 
     def steps(self) -> Iterator[MetaStep]:
@@ -246,7 +247,7 @@ class _Walk:
                 break
         state.survivors = field
         self._paused = {tuple(u): h for u, h in zip(field, states, strict=True)} if before else {}
-        self._paused_at = before
+        self._paused_at, self._screened_on = before, problem
 
     def _screening_steps(self) -> int:
         """Training steps of all runs until the last rung."""
@@ -268,8 +269,10 @@ class _Walk:
         theta = self._theta(u)
         with self._meter.phase("inner run"):
             h, done = problem.initial_state(theta), 0
-            if tuple(u) in self._paused:
-                h, done = self._paused.pop(tuple(u)), self._paused_at
+            # What is paused goes on, unless this meta step has other initial weights and batches.
+            paused = self._paused.pop(tuple(u), None)
+            if paused is not None and problem is self._screened_on:
+                h, done = paused, self._paused_at
             middle = GIVEN_UP
             for stop in self._rungs()[-2:]:
                 if stop > done:
@@ -339,7 +342,8 @@ class _Walk:
 
     def _slope(self) -> list[float]:
         """Of the loss at the best point, in units of the box; zero where it is not finite."""
-        state, problem = self._state, self._problem
+        state = self._state
+        problem = self._problem_at(state.best_step)
         if self._best_h is None:
             at = LastState.of_run(problem, state.best_theta)
         else:
