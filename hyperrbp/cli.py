@@ -850,6 +850,7 @@ def _tune(
 def _dry_run(recipe: Recipe, data_root: Path | None, as_json: bool) -> None:
     from hyperrbp.experiment import Experiment
     from hyperrbp.forecast import forecast
+    from hyperrbp.recipe import ADAM
     from hyperrbp.report.console import duration, human_bytes
 
     experiment = Experiment(recipe, data_root)
@@ -868,14 +869,17 @@ def _dry_run(recipe: Recipe, data_root: Path | None, as_json: bool) -> None:
         print(json.dumps(document))
         return
     print(experiment.recipe.to_yaml())
-    steps = recipe.meta.steps
+    steps, screening = recipe.meta.steps, ""
+    if recipe.meta.walk != ADAM:
+        screening = " after the screening; those without a gradient cost less"
     print(f"# {problem.weights:,} weights, {len(experiment.theta)} hyperparameters")
     print(
         f"# a meta step: about {duration(cost.seconds)}; autograd keeps"
         f" {human_bytes(cost.saved_bytes)}, the process peaks near"
         f" {human_bytes(cost.process_bytes)}"
     )
-    print(f"# the run: {steps} meta steps, about {duration((steps + 1) * cost.seconds)}")
+    total = duration((steps + 1) * cost.seconds)
+    print(f"# the run: {steps} meta steps, about {total}{screening}")
 
 
 @app.command(rich_help_panel="Reproduce")

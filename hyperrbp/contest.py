@@ -10,14 +10,14 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, get_args
 
 from hyperrbp import checkpoint
 from hyperrbp.audience import Audience
-from hyperrbp.contestant import CONTESTANTS, OURS, REHEARSED, Score, opening, turn
+from hyperrbp.contestant import CONTESTANTS, OURS, REHEARSED, Score, opening, turn, walking
 from hyperrbp.errors import HyperrbpError, MemoryExhaustedError, UsageError
 from hyperrbp.fresh_process import call
-from hyperrbp.recipe import Recipe
+from hyperrbp.recipe import Recipe, Walk, contradictions
 
 REFERENCE = "random"
 """Whose final loss all are timed to, if it takes part."""
@@ -55,7 +55,7 @@ def contest(
         HyperrbpError: if the recipe cannot be run at all; what fails in one contestant is in its
             row.
     """
-    check_contest(recipe, budget, seeds)
+    check_contest(recipe, names, budget, seeds)
     audience = audience or Audience()
     audience.begins("the start of all")
     common = call(opening, recipe, data_root)
@@ -88,11 +88,12 @@ _IMPORTS = 3.0
 """About how many seconds a process takes until its contestant can begin."""
 
 
-def check_contest(recipe: Recipe, budget: float, seeds: int) -> None:
+def check_contest(recipe: Recipe, names: Sequence[str], budget: float, seeds: int) -> None:
     """Say what cannot be contested.
 
     Raises:
-        UsageError: for numbers out of range, or a recipe that changes its inner run on the way.
+        UsageError: for numbers out of range, a recipe that changes its inner run on the way, or one
+            that a walk of ours cannot take.
     """
     if not (0 < budget < math.inf):
         raise UsageError(f"--budget-seconds: expected a finite number above 0, got {budget:g}")
@@ -104,6 +105,10 @@ def check_contest(recipe: Recipe, budget: float, seeds: int) -> None:
         raise UsageError(
             "--against: losses of different inner runs cannot be compared; --set inner.fresh=false"
         )
+    for walk in get_args(Walk):
+        if walk in names:
+            for key, message in contradictions(walking(recipe, walk)):
+                raise UsageError(f"--against {walk}: {'.'.join(map(str, key))}: {message}")
 
 
 def rotated(names: Sequence[str], n: int) -> list[str]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from hyperrbp.errors import DivergedError, UsageError
-from hyperrbp.recipe import Recipe, Walk
+from hyperrbp.recipe import ADAM, Recipe, Walk
 from hyperrbp.schema import not_one_of
 from hyperrbp.search import SAMPLERS, check_installed, search
 
@@ -54,7 +54,7 @@ def _tuned(walk: str | None, experiment: Experiment) -> Iterator[Event]:
     from hyperrbp.meta_loop import begin, given_up, meta_steps
 
     if walk is not None:
-        experiment = _with(experiment, walk=walk)
+        experiment = _other(experiment, walking(experiment.recipe, walk))
     state, told = begin(experiment), 0
     for step in meta_steps(experiment, state, steps=sys.maxsize):
         for _ in range(told, given_up(state)):
@@ -64,11 +64,22 @@ def _tuned(walk: str | None, experiment: Experiment) -> Iterator[Event]:
         yield Event(kind, step.theta, step.meta_loss)
 
 
-def _with(experiment: Experiment, **of_meta: Any) -> Experiment:
-    """The same experiment under another meta section."""
-    recipe, other = experiment.recipe, copy(experiment)
-    meta = recipe.meta.model_copy(update=of_meta)
-    other.recipe = recipe.model_copy(update={"meta": meta})
+def walking(recipe: Recipe, walk: str) -> Recipe:
+    """The same recipe with another walk, and without what goes with Adam alone."""
+    if walk == recipe.meta.walk:
+        return recipe
+    of_adam = {} if walk == ADAM else {"on_divergence": "stop", "decay": None}
+    meta = recipe.meta.model_copy(update={"walk": walk, **of_adam})
+    gradient = recipe.gradient
+    if walk != ADAM:
+        gradient = gradient.model_copy(update={"check_every": 0})
+    return recipe.model_copy(update={"meta": meta, "gradient": gradient})
+
+
+def _other(experiment: Experiment, recipe: Recipe) -> Experiment:
+    """The same experiment under a recipe with the same inner run."""
+    other = copy(experiment)
+    other.recipe = recipe
     return other
 
 
@@ -225,8 +236,11 @@ def turn(
     experiment, events = Experiment(recipe, data_root), CONTESTANTS[name].events
     problem, (low, high) = experiment.problem(), experiment.box
     problem.prepare(experiment.theta)
+    alone = experiment.recipe.model_copy(
+        update={"meta": experiment.recipe.meta.model_copy(update={"screened": 1})}
+    )
     with suppress(DivergedError):  # it will diverge again, where it is told
-        for _ in islice(events(_with(experiment, screened=1)), REHEARSED):
+        for _ in islice(events(_other(experiment, alone)), REHEARSED):
             pass
     score = play(events(experiment), budget, report)
     if (best := score.best_theta) is None:

@@ -114,3 +114,8 @@ def is_out_of_memory(error: BaseException) -> bool:
         or type(error).__name__ == "OutOfMemoryError"
         or "can't allocate memory" in str(error)
     )
+
+
+def one_line(error: BaseException) -> str:
+    """What it is and what it says."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hyperrbp import user_code
-from hyperrbp.errors import HyperrbpError, UsageError, is_out_of_memory
+from hyperrbp.errors import HyperrbpError, UsageError, is_out_of_memory, one_line
 from hyperrbp.examples import Examples
 from hyperrbp.problems.batches import Batch
 from hyperrbp.problems.training import TrainingRun
@@ -22,8 +22,8 @@ def look(run: TrainingRun, train: Batch, recipe: Recipe, examples: Examples) -> 
     """See that outputs and losses are what a training run can use.
 
     Raises:
-        UsageError: if the network or the loss fails, makes something of the wrong shape, or
-            something else the second time.
+        UsageError: if the network or the loss fails, makes something of the wrong shape, something
+            else the second time, or what cannot be differentiated twice.
     """
     x = Batch(train.inputs[:2], train.targets[:2])
     parameters = run.objective.pieces(run.objective.initial_weights())
@@ -34,7 +34,7 @@ def look(run: TrainingRun, train: Batch, recipe: Recipe, examples: Examples) -> 
         except Exception as error:
             _pass_on(error)
             what = f"{model}, on inputs of shape {_of(x.inputs)}"
-            raise UsageError(f"{what}: {_words(error)}") from error
+            raise UsageError(f"{what}: {one_line(error)}") from error
         _see_outputs(made, len(x), model, examples)
         shown = train.inputs[:_TWICE]
         first, again = (run.objective.outputs(parameters, shown) for _ in _seeds())
@@ -45,7 +45,7 @@ def look(run: TrainingRun, train: Batch, recipe: Recipe, examples: Examples) -> 
         except Exception as error:
             _pass_on(error)
             what = f"{loss}, on outputs of shape {_of(made)} and targets of {_of(x.targets)}"
-            raise UsageError(f"{what}: {_words(error)}") from error
+            raise UsageError(f"{what}: {one_line(error)}") from error
     if not isinstance(losses, Tensor) or not losses.is_floating_point():
         raise UsageError(f"{loss} made {type(losses).__name__}; expected a tensor of floats")
     if losses.shape not in ((), (len(x),)):
@@ -53,6 +53,16 @@ def look(run: TrainingRun, train: Batch, recipe: Recipe, examples: Examples) -> 
             f"{loss} made losses of shape {tuple(losses.shape)} for {len(x)} examples; expected one"
             f" an example, ({len(x)},), or their mean, ()"
         )
+    w = run.objective.initial_weights().requires_grad_()
+    try:
+        with torch.enable_grad():
+            gradient = run.objective.differentiable_gradient(w, x[:2])
+            if gradient.requires_grad:  # or else the loss is affine
+                torch.autograd.grad(gradient.sum(), w)
+    except Exception as error:
+        _pass_on(error)
+        both = f"{loss} of {model}"
+        raise UsageError(f"{both} cannot be differentiated twice: {one_line(error)}") from error
 
 
 def _seeds() -> Iterator[int]:
@@ -88,10 +98,6 @@ def _pass_on(error: Exception) -> None:
     """What has its own words already is raised as it is."""
     if isinstance(error, HyperrbpError) or is_out_of_memory(error):
         raise error
-
-
-def _words(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _named(key: str, name: str) -> str:

@@ -42,6 +42,11 @@ def given_up(state: State) -> int:
     return state.given_up if isinstance(state, WalkState) else 0
 
 
+def slope_found(state: State) -> Mapping[str, Any] | None:
+    """How a walk found the gradient that it last went along."""
+    return state.slope_found if isinstance(state, WalkState) else None
+
+
 def meta_steps(
     experiment: Experiment,
     state: State,

@@ -381,6 +381,13 @@ def _mapping(text: str, source: str) -> tuple[dict[str, Any], dict[KeyPath, int]
     return content, lines
 
 
+def how_tuned(walk: str, method: str, trunc: int) -> str:
+    """By which gradients, if any, and which walk."""
+    if walk == "surrogate":
+        return "a surrogate"
+    return f"{method} with K = {trunc}" + ("" if walk == ADAM else f" and walk {walk}")
+
+
 def contradictions(recipe: Recipe) -> Iterator[KeyFault]:
     """What no single key shows to be wrong: (key, what was expected)."""
     data, gradient, meta = recipe.data, recipe.gradient, recipe.meta
@@ -493,7 +500,29 @@ def _sizes(recipe: Recipe) -> Iterator[KeyFault]:
 
 
 def _walk(recipe: Recipe) -> Iterator[KeyFault]:
-    walk = recipe.meta.walk
+    walk, inner = recipe.meta.walk, recipe.inner
+    if walk == ADAM:
+        return
+    for key, given in (
+        (("gradient", "check_every"), recipe.gradient.check_every),
+        (("meta", "on_divergence"), recipe.meta.on_divergence == "rollback"),
+        (("meta", "decay"), recipe.meta.decay),
+    ):
+        if given:
+            yield key, f"goes with meta.walk adam; the walk {walk} has no use for it"
+    starts = {
+        "learning_rate": (inner.learning_rate, "inner.learning_rate"),
+        "momentum": (inner.momentum, "inner.momentum"),
+        "weight_decay": (inner.weight_decay, "inner.weight_decay"),
+    }
+    for kind, (_, _, (low, high)) in recipe.hyperparameters.tuned().items():
+        start, where = starts.get(kind, (1.0, "the start"))
+        if not low <= start <= high:
+            yield (
+                ("hyperparameters", kind, "range"),
+                f"the walk {walk} stays in it; expected a range with {where} = {start:g} in it,"
+                f" got [{low:.3g}, {high:.3g}]",
+            )
     if walk in ("gradient", "both") and recipe.gradient.method == AUTO:
         yield (
             ("gradient", "method"),

@@ -116,8 +116,12 @@ def _capped(heights: Array) -> tuple[Array, float]:
     return np.minimum(heights, cap), float(cap)
 
 
-def height(loss: float, worst: float = 30.0) -> float:
+WORST = 30.0
+"""The height of a loss that is not finite."""
+
+
+def height(loss: float) -> float:
     """The logarithm of a loss, to base ten; in order also where a loss is not above zero."""
     if not math.isfinite(loss):
-        return worst
-    return min(worst, math.log10(loss) if loss > 1e-30 else loss - 30.0)
+        return WORST
+    return min(WORST, math.log10(loss) if loss > 1e-30 else loss - 30.0)

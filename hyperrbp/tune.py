@@ -174,6 +174,8 @@ def to_record(step: MetaStep, state: State | None = None) -> dict[str, Any]:
             "steady_state_residual": found.steady_state_residual,
         }
     if state is not None:
+        if step.source == "gradient":
+            record["slope"] = meta_loop.slope_found(state)
         if state.choice is not None and state.choice["meta_step"] == step.meta_step:
             record["choice"] = state.choice
         if back := [back for back in state.rollbacks if back["meta_step"] == step.meta_step]:
@@ -195,6 +197,7 @@ def _finish(
     records = folder.records()
     result: dict[str, Any] = {
         "status": status,
+        "walk": recipe.meta.walk,
         "method": recipe.gradient.method,
         "trunc": recipe.gradient.trunc,
         "train_steps": recipe.inner.steps,
@@ -207,7 +210,10 @@ def _finish(
         else {"meta_step": records[-1]["meta_step"]},
         "best": {"meta_step": state.best_step, "meta_loss": state.best_loss},
         "hyperparameters": problem.describe(state.best_theta),
-        "last": {"meta_step": state.meta_step, "hyperparameters": problem.describe(state.theta)},
+        "last": {
+            "meta_step": meta_loop.taken(state),
+            "hyperparameters": problem.describe(state.theta),
+        },
         "untuned": problem.describe(experiment.theta),
         "grains": {kind: asdict(grain) for kind, grain in problem.layout.grains.items()},
         "warnings": [record["warning"] for record in records if "warning" in record],

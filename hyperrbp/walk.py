@@ -10,6 +10,7 @@ local model of the loss; every run that is not promising is given up on its way.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,7 +28,9 @@ from hyperrbp.errors import DivergedError
 from hyperrbp.gradients.method import Gradient
 from hyperrbp.meter import PhaseMeter
 from hyperrbp.randomness import generator
-from hyperrbp.surrogate import Surrogate, height
+from hyperrbp.surrogate import WORST, Surrogate, height
+
+log = logging.getLogger(__name__)
 
 REDUCTION = 3
 GIVEN_UP = math.inf
@@ -81,8 +84,12 @@ class WalkState:
     """(height at T, height at T/3) of whole runs."""
     survivors: list[list[float]] | None = None
     """Of the screening, still to be run to the end; None before it."""
+    screened: int = 0
+    """Whole runs of the screening that have ended."""
     slope: list[float] | None = None
     """Of the log loss at the best, of unit length; None if it is yet to be found."""
+    slope_found: Mapping[str, Any] | None = None
+    """How that went: at which meta step, with which status, residual, products and norm."""
     step: float = 0.0
     misses: int = 0
     radius: float = 0.0
@@ -170,7 +177,8 @@ class _Walk:
         told: Told,
     ) -> None:
         self._problem_at = (lambda _: problem) if isinstance(problem, Problem) else problem
-        self._state, self._low, self._span = state, box[0], box[1] - box[0]
+        self._state, (self._low, self._high) = state, box
+        self._span = self._high - self._low
         self._gradient, self._settings, self._seed = gradient, settings, seed
         self._tied, self._told = tied, told
         self._surrogate = Surrogate(len(self._low))
@@ -190,6 +198,7 @@ class _Walk:
         while state.meta_step <= settings.steps and not state.stopped:
             if state.survivors:
                 found = self._evaluated(state.survivors.pop(0), "screening")
+                state.screened = state.meta_step
             elif self._out_of_patience():
                 return
             elif math.isinf(state.best_loss):
@@ -212,7 +221,8 @@ class _Walk:
 
     def _out_of_patience(self) -> bool:
         patience, state = self._settings.patience, self._state
-        return patience is not None and state.meta_step - 1 - state.best_step >= patience
+        better = max(state.best_step + 1, state.screened)
+        return patience is not None and state.meta_step - better >= patience
 
     # --- screening --------------------------------------------------------------------------------
 
@@ -225,28 +235,38 @@ class _Walk:
         field = [start]
         if count > 1:
             tied = self._tied or range(len(start))
+            dimensions = max(tied) + 1
             draw = generator(self._seed, "screening").initial_seed() % 2**32
-            sobol = qmc.Sobol(max(tied) + 1, rng=np.random.default_rng(draw))
-            drawn = sobol.random_base2(math.ceil(math.log2(count)))[: count - 1].tolist()
+            if dimensions <= qmc.Sobol.MAXDIM:
+                sobol = qmc.Sobol(dimensions, rng=np.random.default_rng(draw))
+                drawn = sobol.random_base2(math.ceil(math.log2(count)))[: count - 1].tolist()
+            else:
+                drawn = np.random.default_rng(draw).random((count - 1, dimensions)).tolist()
             field += [[point[i] for i in tied] for point in drawn]
-        states = [problem.initial_state(self._theta(u)) for u in field]
+        states: dict[int, Tensor] = {}
         before, done = 0, 0
         for rung in self._rungs()[:-1] if count > 1 else []:
-            heights = []
+            keep = math.ceil(len(field) / REDUCTION)
+            heights: list[float] = []
             for i, u in enumerate(field):
                 self._told("screening", done, self._screening_steps())
                 done += rung - before
-                states[i] = problem.run(self._theta(u), before, rung, states[i]).clone()
+                theta = self._theta(u)
+                h = states[i] if before else problem.initial_state(theta)
+                states[i] = problem.run(theta, before, rung, h).clone()
                 heights.append(self._height(states[i]))
+                if not before and len(states) > keep:  # as few as can be: networks may be large
+                    del states[max(states, key=lambda j: (heights[j], j))]
             order = sorted(range(len(field)), key=heights.__getitem__)
-            kept = order[: max(1, math.ceil(len(field) / REDUCTION))]
-            for i in order[len(kept) :]:
+            for i in order[keep:]:
                 self._tell(field[i], GIVEN_UP)
-            field, states, before = [field[i] for i in kept], [states[i] for i in kept], rung
-            if not any(math.isfinite(heights[i]) for i in kept):
+            field, before = [field[i] for i in order[:keep]], rung
+            states = {new: states[old] for new, old in enumerate(order[:keep])}
+            if min(heights) == WORST:
+                field = []
                 break
         state.survivors = field
-        self._paused = {tuple(u): h for u, h in zip(field, states, strict=True)} if before else {}
+        self._paused = {tuple(u): states[i] for i, u in enumerate(field)} if before else {}
         self._paused_at, self._screened_on = before, problem
 
     def _screening_steps(self) -> int:
@@ -350,7 +370,15 @@ class _Walk:
             at = LastState(problem, state.best_theta, self._best_h)
         found: Gradient = at.gradient(self._gradient, seed=self._seed, step=state.best_step)
         slope = (found.gradient * self._span).double()
+        state.slope_found = {
+            "meta_step": state.best_step,
+            "status": str(found.status),
+            "residual": found.residual,
+            "products": found.products,
+            "norm": float(found.gradient.norm()),
+        }
         if not slope.isfinite().all():
+            log.warning("meta step %d: the hypergradient is not finite", state.best_step)
             slope = torch.zeros_like(slope)
         # Half-way between the gradient and its signs: a few steep coordinates would take it all.
         slope = slope.sign() * slope.abs().sqrt()
@@ -388,7 +416,8 @@ class _Walk:
         return self._problem_at(self._state.meta_step)
 
     def _theta(self, u: list[float]) -> Tensor:
-        return self._low + self._span * torch.tensor(u, dtype=torch.float64).to(self._low)
+        theta = self._low + self._span * torch.tensor(u, dtype=torch.float64).to(self._low)
+        return theta.clamp(self._low, self._high)
 
     def _height(self, h: Tensor) -> float:
         return height(loss_where_finite(self._problem, h))

@@ -79,7 +79,7 @@ def test_a_contest_is_checked_without_numerics():
         "import sys, hyperrbp.contest, hyperrbp.cookbook as c, hyperrbp.recipe\n"
         "from hyperrbp.contestant import contestants\n"
         "contestants(['tpe', 'cmaes', 'hyperband', 'surrogate'])\n"
-        "hyperrbp.contest.check_contest(hyperrbp.recipe.read(c.find('digits')), 1.0, 3)\n"
+        "hyperrbp.contest.check_contest(hyperrbp.recipe.read(c.find('digits')), ['both'], 1.0, 3)\n"
         "print(sorted({'torch', 'numpy', 'matplotlib', 'optuna', 'cmaes'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)

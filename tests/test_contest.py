@@ -809,8 +809,48 @@ def test_what_cannot_be_contested(recipe, budget, seeds, words, machine):
     assert fake.turns == []
 
 
+@pytest.mark.catches(
+    "contest.py",
+    "for key, message in contradictions(walking(recipe, walk)):",
+    "for key, message in ():",
+)
+@pytest.mark.parametrize(
+    ("recipe", "walk", "words"),
+    [
+        (
+            "hyperparameters: {init_scale: {}}\nmeta: {walk: surrogate}",
+            "adam",
+            "--against adam: gradient.method: neumann cannot see init_scale",
+        ),
+        ("gradient: {method: auto}", "both", "--against both: gradient.method: meta.walk is both"),
+        (
+            "hyperparameters: {example_weight: {}}\nmeta: {loss: validation}\n"
+            "data: {validation_examples: 100}",
+            "surrogate",
+            "--against surrogate: meta.walk: a model of the loss is of no use",
+        ),
+        (
+            "inner: {learning_rate: 0.01}",
+            "gradient",
+            "--against gradient: hyperparameters.learning_rate.range: the walk gradient stays in",
+        ),
+    ],
+)
+def test_a_walk_that_the_recipe_could_not_have_is_no_contestant(recipe, walk, words):
+    with pytest.raises(UsageError) as caught:
+        check_contest(parse(recipe), [OURS, walk], 1.0, 1)
+    assert words in str(caught.value)
+
+
+def test_what_goes_with_adam_alone_keeps_no_walk_out():
+    recipe = parse(
+        "meta: {on_divergence: rollback, decay: {from_step: 3}}\ngradient: {check_every: 5}"
+    )
+    check_contest(recipe, [OURS, "gradient", "surrogate", "both"], 1.0, 1)
+
+
 def test_the_last_seeds_there_are_can_be_used():
-    check_contest(parse(TINY.replace("seed: 7", f"seed: {2**63 - 3}")), 1.0, 3)
+    check_contest(parse(TINY.replace("seed: 7", f"seed: {2**63 - 3}")), [OURS, "random"], 1.0, 3)
 
 
 # --- reports -------------------------------------------------------------------------------------

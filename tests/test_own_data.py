@@ -784,6 +784,9 @@ def number(outputs, targets):
 
 def matrix(outputs, targets):
     return outputs
+
+def wrong(outputs, targets):
+    return (outputs.argmax(1) != targets).float()
 """
 
 
@@ -816,6 +819,7 @@ def test_a_loss_of_ones_own_is_trained_on_behind_run_code():
         ("fails", "on outputs of shape (2, 3) and targets of (2,): KeyError: 'no'"),
         ("number", "made float; expected a tensor of floats"),
         ("matrix", "made losses of shape (2, 3) for 2 examples; expected one an example, (2,)"),
+        ("wrong", "cannot be differentiated twice: RuntimeError: element 0 of tensors does not"),
         ("gone", "AttributeError: "),
     ],
 )
@@ -921,6 +925,7 @@ def test_paths_to_data_are_relative_to_who_wrote_them(elsewhere):
         ("nn.Sequential(nn.Flatten(0), nn.Linear(72, 3))", "made (3,) of 2 examples"),
         ("nn.Sequential(nn.Flatten(), nn.Linear(36, 3), nn.BatchNorm1d(3))", "use GroupNorm or La"),
         ("nn.Sequential(nn.Flatten(), nn.Linear(36, 3), nn.Dropout(0.1))", "with p = 0"),
+        ("Once()", "cannot be differentiated twice: RuntimeError: "),
         ("Drops()", "draws random numbers or keeps a state is not supported"),
         ("Holds()", "keeps buffers (scale), which are part of no gradient"),
         ("nn.Sequential(nn.Flatten())", "no parameters"),
@@ -935,6 +940,13 @@ def test_a_network_that_cannot_be_trained_is_refused_before_training(body, words
         "        self.inner = nn.Linear(36, 3)\n"
         "    def forward(self, x):\n"
         "        return nn.functional.dropout(self.inner(x.flatten(1)), 0.5)\n"
+        "class Cube(torch.autograd.Function):\n"
+        "    @staticmethod\n    def forward(ctx, x):\n"
+        "        ctx.save_for_backward(x)\n        return x**3\n"
+        "    @staticmethod\n    @torch.autograd.function.once_differentiable\n"
+        "    def backward(ctx, g):\n        return 3 * ctx.saved_tensors[0] ** 2 * g\n"
+        "class Once(Drops):\n"
+        "    def forward(self, x):\n        return Cube.apply(self.inner(x.flatten(1)))\n"
         "class Holds(nn.Module):\n"
         "    def __init__(self):\n        super().__init__()\n"
         "        self.inner = nn.Linear(36, 3)\n"

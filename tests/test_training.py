@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from conftest import small_training_run
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from hyperrbp.errors import UsageError
+from hyperrbp.descent import MetaSettings, descend
+from hyperrbp.errors import DivergedError, UsageError
 from hyperrbp.problems.batches import Batch, ListedBatches, ShuffledBatches
 from hyperrbp.problems.training import UPDATES, TrainingRun
 
@@ -201,3 +204,39 @@ def test_the_loss_at_a_state_is_remembered_but_never_for_another():
     loss, _ = problem.loss_and_gradient(h)
     assert not torch.equal(loss, fresh(h)[0]), "the training loss stood in for the validation loss"
     assert torch.equal(asked(h)[3], fresh(h)[3])
+
+
+def picky(outputs, targets):
+    if not outputs.isfinite().all():
+        raise ValueError("expected finite outputs")
+    if (outputs.abs() > 1e6).any():
+        raise ValueError("expected small outputs")
+    return cross_entropy(outputs, targets, reduction="none")
+
+
+def picky_run() -> tuple[TrainingRun, torch.Tensor]:
+    problem, theta = small_training_run(steps=12)
+    examples = Batch(*next(iter(problem.population()))[1][:2])
+    model = model_of(problem, problem.initial_state())
+    return TrainingRun(model, ShuffledBatches(examples, 8, 3), steps=12, loss=picky), theta
+
+
+@pytest.mark.catches(
+    "problems/objective.py",
+    "                return outputs.sum() * math.nan\n",
+    "                raise\n",
+)
+def test_a_loss_that_refuses_what_overflowed_is_no_loss():
+    problem, theta = picky_run()
+    h = torch.full_like(problem.initial_state(), math.nan)
+    loss, g = problem.loss_and_gradient(h)
+    assert loss.isnan()
+    assert g[: problem.weights].isnan().all()
+    with pytest.raises(DivergedError, match="is not finite"):
+        list(descend(problem, theta + 700.0, meta=MetaSettings(1)))
+
+
+def test_a_loss_that_fails_on_finite_outputs_is_said():
+    problem, _ = picky_run()
+    with pytest.raises(UsageError, match="the loss failed: ValueError: expected small outputs"):
+        problem.loss(1e7 * (1 + problem.initial_state()))

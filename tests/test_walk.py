@@ -99,6 +99,44 @@ def test_the_start_is_screened_too_and_alone_if_asked():
     assert len(steps) == 1
 
 
+def test_more_coordinates_than_a_sobol_sequence_has(monkeypatch):
+    monkeypatch.setattr("scipy.stats.qmc.Sobol.MAXDIM", 3)
+    problem, theta = small_training_run(steps=9)
+    _, state = walked(problem, theta, WalkSettings(steps=2, screened=27, surrogate=False))
+    points = torch.tensor(state.points)
+    assert 0 <= float(points.min()) < 0.1
+    assert 0.9 < float(points.max()) <= 1
+    assert len({tuple(u) for u in state.points[:27]}) == 27
+
+
+class Hopeless(Counting):
+    """A problem without a finite loss."""
+
+    def loss(self, h):
+        return self._problem.loss(h) * math.nan
+
+
+@pytest.mark.catches(
+    "walk.py", "            if min(heights) == WORST:\n", "            if False:\n"
+)
+def test_a_screening_without_a_finite_loss_ends_at_its_first_rung():
+    problem, theta = small_training_run(steps=27)
+    hopeless = Hopeless(problem)
+    with pytest.raises(DivergedError, match="no run of the screening"):
+        walked(lambda _: hopeless, theta, WalkSettings(steps=9, screened=9))
+    assert hopeless.spans == [(0, 3)] * 9
+
+
+@pytest.mark.catches("walk.py", "return theta.clamp(self._low, self._high)", "return theta")
+def test_rounding_leads_nowhere_outside_the_box():
+    problem, theta = small_training_run(steps=3)
+    single = problem.in_precision(torch.float32)
+    low, high = (torch.full_like(theta, math.log(x)).float() for x in (1e-6, 0.1))
+    walking = walk(single, WalkState(high.clone()), (low, high), EXACT, WalkSettings(screened=1))
+    step = next(walking)
+    assert torch.equal(step.theta, high)
+
+
 def test_segments_share_their_draws_in_the_screening():
     problem, theta = run_of({"learning_rate": Grain("tensor", 3), "momentum": Grain("net")})
     tied = problem.layout.across_segments()
@@ -309,6 +347,21 @@ def test_patience_ends_a_walk():
     assert len(steps) - 1 - state.best_step == 4
 
 
+@pytest.mark.catches(
+    "walk.py", "better = max(state.best_step + 1, state.screened)", "better = state.best_step + 1"
+)
+def test_patience_begins_after_the_screening():
+    """Its runs come in the order of what they promise. Catches a walk that ends among them."""
+    problem, theta = small_training_run(steps=27)
+    settings = WalkSettings(steps=60, screened=54, gradient=False, patience=2)
+    steps, _ = walked(problem, theta, settings)
+    screened = sum(step.source == "screening" for step in steps)
+    assert screened == 6
+    first = min(range(screened), key=lambda n: steps[n].meta_loss)
+    assert first < 4, "or else this shows nothing"
+    assert len(steps) >= screened + 2
+
+
 def test_the_surrogate_finds_a_valley_that_chance_does_not():
     draw = np.random.default_rng(3)
     bottom = draw.random(6)
@@ -402,6 +455,12 @@ def test_a_tuning_run_by_walk_can_be_resumed_bit_for_bit(tmp_path):
     lines = (tmp_path / "whole" / "records.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     assert {record["source"] for record in records} == {"screening", "gradient", "surrogate"}
+    assert whole["walk"] == "both"
+    for record in records:
+        assert ("slope" in record) == (record["source"] == "gradient")
+    slopes = [record["slope"] for record in records if "slope" in record]
+    assert all(slope["status"] == "growing" and slope["products"] == 6 for slope in slopes)
+    assert all(slope["norm"] > 0 and slope["meta_step"] < 12 for slope in slopes)
     more = tune_recipe(
         parse(TINY.replace("steps: 12", "steps: 15")), tmp_path / "whole", resume=True
     )
@@ -434,6 +493,23 @@ def test_each_walk_of_a_recipe_is_the_one_it_names():
             "data: {validation_examples: 100}",
             "meta.walk",
             "expected adam or gradient, got surrogate",
+        ),
+        (
+            "gradient: {check_every: 2}\nmeta: {walk: both}",
+            "gradient.check_every",
+            "walk both has no",
+        ),
+        ("meta: {walk: both, on_divergence: rollback}", "meta.on_divergence", "meta.walk adam"),
+        ("meta: {walk: both, decay: {factor: 0.5}}", "meta.decay", "meta.walk adam"),
+        (
+            "inner: {momentum: 0.99}\nmeta: {walk: surrogate}",
+            "hyperparameters.momentum.range",
+            "with inner.momentum = 0.99 in it, got [0.018, 0.982]",
+        ),
+        (
+            "hyperparameters: {init_scale: {range: [2, 3]}}\nmeta: {walk: surrogate}",
+            "hyperparameters.init_scale.range",
+            "with the start = 1 in it, got [2, 3]",
         ),
     ],
 )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from hyperrbp.errors import UsageError
+from hyperrbp.errors import HyperrbpError, UsageError, is_out_of_memory, one_line
 from hyperrbp.problems.hidden_state import refuse_hidden_state
 from hyperrbp.straight_line import StraightLine
 
@@ -76,7 +77,14 @@ class Objective:
     def loss_of(self, outputs: Tensor, x: Terms) -> Tensor:
         """L where the module has made these outputs of x, shape ()."""
         _, targets, *weights = x
-        losses = self._loss(outputs, targets)
+        try:
+            losses = self._loss(outputs, targets)
+        except Exception as error:
+            if isinstance(error, HyperrbpError) or is_out_of_memory(error):
+                raise
+            if not bool(outputs.isfinite().all()):  # which it need not put up with: no loss either
+                return outputs.sum() * math.nan
+            raise UsageError(f"the loss failed: {one_line(error)}") from error
         if not weights:
             return losses.mean() if losses.dim() else losses
         if losses.shape != weights[0].shape:

@@ -23,7 +23,7 @@ from rich.text import Text
 
 from hyperrbp.diagnostics.verdict import Verdict
 from hyperrbp.quantiles import Values, summary
-from hyperrbp.recipe import ADAM, Recipe
+from hyperrbp.recipe import ADAM, Recipe, how_tuned
 from hyperrbp.report.heldout import MEASURES
 
 if TYPE_CHECKING:
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from hyperrbp.experiment import Experiment
     from hyperrbp.run_folder import RunFolder
     from hyperrbp.tune import Record
-
-PHASES = ("inner run", "meta-gradient", "meta step")
 
 EVERY = 5.0
 """Seconds between two lines that say how far something is."""
@@ -161,7 +159,8 @@ def headline(experiment: Experiment) -> str:
     threads = f"{recipe.threads} thread{'' if recipe.threads == 1 else 's'}"
     return (
         f"{recipe.name}: {problem.weights:,} weights, {len(experiment.theta)} hyperparameters;"
-        f" {gradient.method} with K = {gradient.trunc} on {recipe.device}, {threads}\n"
+        f" {how_tuned(recipe.meta.walk, gradient.method, gradient.trunc)} on {recipe.device},"
+        f" {threads}\n"
         f"{recipe.meta.steps} meta steps of {recipe.inner.steps} training steps{_screening(recipe)}"
     )
 
@@ -190,7 +189,7 @@ def state_table(losses: Sequence[float], last: Record) -> Table:
     table.add_row(
         "seconds",
         f"{sum(seconds.values()):.2f} = "
-        + " + ".join(f"{name} {seconds[name]:.2f}" for name in PHASES if name in seconds),
+        + " + ".join(f"{name} {seconds[name]:.2f}" for name in seconds),
     )
     by_phase = {name: _peak(peaks) for name, peaks in last["measured"]["peak_bytes"].items()}
     table.add_row(
@@ -247,7 +246,7 @@ def number(value: float | None, digits: int = 3) -> str:
 
 def answer(result: Mapping[str, Any]) -> RenderableType:
     """A run's answer: the hyperparameters, the loss before and after, and the cost."""
-    losses, best = result["meta_loss"], result["best"]
+    losses, best, walk = result["meta_loss"], result["best"], result.get("walk", ADAM)
     facts = Table.grid(padding=(0, 2))
     for name, text in reservations(result):
         facts.add_row(name, text)
@@ -258,7 +257,8 @@ def answer(result: Mapping[str, Any]) -> RenderableType:
     facts.add_row("meta loss", sparkline(losses))
     facts.add_row(
         "",
-        f"{losses[0]:.6g} → {best['meta_loss']:.6g}"
+        # A walk need not have run the start to its end.
+        (f"{losses[0]:.6g} → " if walk == ADAM else "") + f"{best['meta_loss']:.6g}"
         f" (best, at meta step {best['meta_step']} of {result['meta_steps']})",
     )
     if early := result.get("stopped_early"):
@@ -268,7 +268,7 @@ def answer(result: Mapping[str, Any]) -> RenderableType:
     facts.add_row(
         "cost",
         f"{duration(result['seconds'])}, peak memory {human_bytes(result['peak_bytes'])},"
-        f" {result['method']} with K = {result['trunc']} on {result['device']}",
+        f" {how_tuned(walk, result['method'], result['trunc'])} on {result['device']}",
     )
     facts.add_row("run folder", result["run_folder"])
     return Group(*_tables(result), facts)

@@ -7,6 +7,8 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from hyperrbp.recipe import how_tuned
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -192,11 +194,12 @@ def exported(
         uses.insert(0, "scale_initial_weights(model)")
     if loop:
         uses += ["", "# And in each training step:", *loop, "optimizer.step()"]
-    best = result["best"]
+    best, walk = result["best"], recipe.meta.walk
     heading = _HEADING.format(
         version=result["environment"]["hyperrbp"],
         run=f"Meta loss {best['meta_loss']:.6g} after {best['meta_step']} meta steps of"
-        f" {_walked(recipe)}, {result['train_steps']} training steps each.",
+        f" {how_tuned(walk, result['method'], result['trunc'])}, {result['train_steps']} training"
+        " steps each.",
         uses="\n".join(f"    {line}".rstrip() for line in uses),
         form=_FORMS[update],
     )
@@ -207,12 +210,6 @@ def exported(
     ]
     lines = "".join(f"{line}\n" for line in ["", *imports] if imports)
     return heading + lines + "".join(parts), tensors
-
-
-def _walked(recipe: Recipe) -> str:
-    """By what: a gradient method, or a walk that may do without."""
-    walk, method = recipe.meta.walk, recipe.gradient.method
-    return {"adam": method, "surrogate": "a surrogate"}.get(walk, f"{method} ({walk})")
 
 
 def sgd_settings(
