@@ -325,6 +325,11 @@ def test_only_a_better_finite_loss_of_a_whole_run_is_the_best():
     assert losses == sorted(losses, reverse=True)
 
 
+def test_what_was_cut_short_has_not_diverged():
+    score, _ = played([("pruned", math.nan), ("trial", math.nan), ("trial", 2.0)], [1, 2, 3])
+    assert (score.evaluations, score.pruned, score.diverged) == (3, 1, 1)
+
+
 def test_one_that_diverges_keeps_what_it_had():
     def events():
         yield Event("step", torch.tensor([1.0]), 3.0)

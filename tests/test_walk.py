@@ -529,7 +529,7 @@ def test_a_surrogate_needs_no_gradient_that_sees():
 def test_the_terminal_says_what_is_screened_and_who_proposed_what(tmp_path, capsys):
     from rich.console import Console
 
-    from hyperrbp.report.console import Plain
+    from hyperrbp.report.console import Plain, answer
 
     console = Console(width=300)
     plain = Plain(console)
@@ -538,6 +538,11 @@ def test_the_terminal_says_what_is_screened_and_who_proposed_what(tmp_path, caps
     assert "before them, 9 points are screened, for as long as about 2 take" in said
     assert "screening: 0 of " in said
     assert result["given_up"] >= 6
+    assert "hyperparameters; neumann with K = 3 and walk both on cpu, 1 thread" in said
+    console.print(answer(result | {"walk": "surrogate"}))
+    said_at_the_end = capsys.readouterr().out
+    assert " a surrogate on cpu" in said_at_the_end
+    assert " → " not in said_at_the_end[said_at_the_end.index("meta loss") :]
     assert "meta step 0/12 (screening) |" in said
     for source in ("gradient", "surrogate"):
         assert f"/12 ({source}) |" in said
