@@ -63,6 +63,10 @@ class InnerTraining(Trainee):
             f" {float(values.max()):.3g}"
         )
 
+    def environment(self) -> dict[str, str | int]:
+        """With the digests of the user's own data and code."""
+        return self._experiment.environment()
+
     def advance(self) -> dict[str, Any]:
         """The loss on the coming minibatch, and the stretch of steps after it."""
         meter, step = PhaseMeter(self.device), self.position

@@ -9,7 +9,6 @@ from typing import Any, Protocol
 
 from hyperrbp import checkpoint
 from hyperrbp.errors import CheckpointError, DivergedError, UsageError
-from hyperrbp.experiment import environment
 from hyperrbp.inner_training import InnerTraining
 from hyperrbp.meter import spent
 from hyperrbp.network_recipe import NetworkRecipe
@@ -116,12 +115,12 @@ def _trainee(
 
 
 def _save(trainee: Trainee, folder: RunFolder) -> None:
-    folder.save(trainee.content(), environment(trainee.device), trainee.tensors())
+    folder.save(trainee.content(), trainee.environment(), trainee.tensors())
 
 
 def _restored(trainee: Trainee, folder: RunFolder, inexact: bool) -> bool:
     """Whether there was something to go on from, where the trainee stands now."""
-    found = folder.load(environment(trainee.device), inexact)
+    found = folder.load(trainee.environment(), inexact)
     if found is None:
         return False
     try:
@@ -144,7 +143,7 @@ def _finish(trainee: Trainee, folder: RunFolder, started: float, status: str) ->
         "run_folder": str(folder.path),
         "weights": str(folder.weights_file),
         "inexact_resumes": folder.inexact_resumes,
-        "environment": environment(trainee.device),
+        "environment": trainee.environment(),
     }
     result = checkpoint.finite(result)
     folder.write_result(result)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from hyperrbp.experiment import environment
 from hyperrbp.schema import AnyRecipe
 
 
@@ -33,6 +34,10 @@ class Trainee(ABC):
         """Where it runs, in words."""
         count = self.recipe.threads
         return f"{self.recipe.device}, {count} thread{'' if count == 1 else 's'}"
+
+    def environment(self) -> dict[str, str | int]:
+        """What the bits of a result depend on, besides the recipe."""
+        return environment(self.device)
 
     @abstractmethod
     def advance(self) -> dict[str, Any]:

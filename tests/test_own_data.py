@@ -1224,6 +1224,24 @@ def test_a_recipe_with_all_of_it_reads_back_as_written():
 # --- runs that go on -----------------------------------------------------------------------------
 
 
+def own_everything():
+    """Data, a network and a loss of one's own, each in a file."""
+    npz()
+    Path("net.py").write_text(NET)
+    Path("loss.py").write_text(OWN_LOSS)
+    return short(data={"name": "mine.npz", "shape": "image"}, model__name="net.py:make",
+                 inner__loss="loss.py:plain")  # fmt: skip
+
+
+def change(what):
+    if what == "data":
+        (x, y), (tx, ty) = images(30, seed=5), images(12, seed=1)
+        npz(x_train=x, y_train=y, x_test=tx, y_test=ty)
+    else:
+        file = Path("net.py" if what == "model code" else "loss.py")
+        file.write_text(file.read_text() + "\n# another day\n")
+
+
 @pytest.mark.catches(
     "experiment.py", '("loss code", recipe.inner.loss)', '("loss code", recipe.model.name)'
 )
@@ -1232,21 +1250,30 @@ def test_a_recipe_with_all_of_it_reads_back_as_written():
 )
 @pytest.mark.parametrize("changed", ["data", "model code", "loss code"])
 def test_a_run_does_not_go_on_with_other_data_or_code_unseen(changed):
-    npz()
-    Path("net.py").write_text(NET)
-    Path("loss.py").write_text(OWN_LOSS)
-    recipe = short(data={"name": "mine.npz", "shape": "image"}, model__name="net.py:make",
-                   inner__loss="loss.py:plain")  # fmt: skip
+    recipe = own_everything()
     tune_recipe(recipe, Path("run"))
     longer = recipe.model_copy(update={"meta": recipe.meta.model_copy(update={"steps": 3})})
-    if changed == "data":
-        (x, y), (tx, ty) = images(30, seed=5), images(12, seed=1)
-        npz(x_train=x, y_train=y, x_test=tx, y_test=ty)
-    else:
-        file = Path("net.py" if changed == "model code" else "loss.py")
-        file.write_text(file.read_text() + "\n# another day\n")
+    change(changed)
     with pytest.raises(CheckpointError, match=f"{changed}: "):
         tune_recipe(longer, Path("run"), resume=True)
+
+
+@pytest.mark.catches(
+    "inner_training.py",
+    "        return self._experiment.environment()\n",
+    "        return super().environment()\n",
+)
+@pytest.mark.parametrize("changed", ["data", "model code", "loss code"])
+def test_a_training_does_not_go_on_with_other_data_or_code_unseen(changed):
+    recipe = own_everything()
+    known = train_recipe(recipe, Path("run"))["environment"]
+    assert {"data", "model code", "loss code"} <= set(known)
+    train_recipe(recipe, Path("run"), resume=True)
+    change(changed)
+    with pytest.raises(CheckpointError, match=f"{changed}: "):
+        train_recipe(recipe, Path("run"), resume=True)
+    result = train_recipe(recipe, Path("run"), resume=True, inexact_resume=True)
+    assert [list(resume) for resume in result["inexact_resumes"]] == [[changed]]
 
 
 def test_a_run_does_not_go_on_with_other_options_of_its_data():

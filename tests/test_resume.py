@@ -482,8 +482,8 @@ def test_a_network_is_not_resumed_with_another_recipe(tmp_path, begun_network, k
 @pytest.mark.promise(14)
 @pytest.mark.catches(
     "train.py",
-    "    found = folder.load(environment(trainee.device), inexact)\n",
-    "    found = folder.load(environment(trainee.device), True)\n",
+    "    found = folder.load(trainee.environment(), inexact)\n",
+    "    found = folder.load(trainee.environment(), True)\n",
 )
 @pytest.mark.parametrize("key", ENVIRONMENT)
 def test_a_network_is_not_resumed_elsewhere_unseen(tmp_path, begun_network, key, caplog):
