@@ -40,8 +40,8 @@ class Examples:
     """Of the user's own data, which may be others tomorrow."""
 
 
-def read(recipe: Recipe, root: Path) -> Examples:
-    """The examples that a recipe names.
+def read(recipe: Recipe, root: Path, modules: user_code.Modules) -> Examples:
+    """The examples that a recipe names, by its code if it says so.
 
     Raises:
         DataError: if they are missing, damaged, or do not fit the recipe.
@@ -52,7 +52,7 @@ def read(recipe: Recipe, root: Path) -> Examples:
         data = load(name, root, download=recipe.data.download)
         natural: Shape | None = source.image
     else:
-        kind = own_data.of(name, recipe.data.options)
+        kind = own_data.of(name, recipe.data.options, modules)
         data, natural = kind.load(name, root, recipe.data.download), None
         _same_shapes(data, name)
     wanted = recipe.data.shape
@@ -67,7 +67,7 @@ def read(recipe: Recipe, root: Path) -> Examples:
         Batch(inputs[1], targets[1]),
         inputs[0].shape[1] if wanted == "flat" else tuple(inputs[0].shape[1:]),
         outputs,
-        LOSSES[loss_name].function if loss_name in LOSSES else user_code.function(loss_name),
+        LOSSES[loss_name].function if loss_name in LOSSES else modules.function(loss_name),
         loss_name,
         None if source is not None else _digest(data),
     )

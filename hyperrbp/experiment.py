@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,12 @@ from hyperrbp.descent import GradientSettings, MetaSettings
 from hyperrbp.errors import DataError, DeviceError, UsageError
 from hyperrbp.first_look import look
 from hyperrbp.gradients import Averaging
-from hyperrbp.models import MODELS, TORCHVISION, Shape
+from hyperrbp.models import MODELS, TORCHVISION
 from hyperrbp.problems.batches import Batch, ShuffledBatches
 from hyperrbp.problems.hidden_state import refuse_hidden_state
 from hyperrbp.problems.hyperparameters import Grain, Hyperparameters
 from hyperrbp.problems.training import TrainingRun
-from hyperrbp.randomness import generator
+from hyperrbp.randomness import generator, seeded
 from hyperrbp.recipe import Recipe
 from hyperrbp.schema import AnyRecipe
 
@@ -43,10 +44,25 @@ class Experiment:
         self.recipe = recipe.model_copy(update=filled_in)
         """The recipe as it is run: the device and the number of threads are filled in."""
         self._dtype = {"float32": torch.float32, "float64": torch.float64}[recipe.dtype]
-        self._examples = examples.read(recipe, data_root(root))
+        if self.device.type == "cuda":
+            torch.cuda.init()  # or the user's code would find its generators seeded or not
+        self._modules = user_code.Modules()
+        self._code = dict(self._digests())
+        self._examples = examples.read(recipe, data_root(root), self._modules)
         self.train, self.validation = self._split(self._examples.train)
         self.heldout = self._prepared(self._examples.heldout)
         self._models: dict[int, TrainingRun] = {}
+
+    def _digests(self) -> Iterator[tuple[str, str]]:
+        """Of the user's own code, as it is now."""
+        recipe = self.recipe
+        for key, name in (
+            ("data code", recipe.data.name),
+            ("model code", recipe.model.name),
+            ("loss code", recipe.inner.loss),
+        ):
+            if user_code.is_code(name) and (digest := self._modules.digest(name)):
+                yield key, digest
 
     def _split(self, train: Batch) -> tuple[Batch, Batch | None]:
         section = self.recipe.data
@@ -124,10 +140,9 @@ class Experiment:
     def _draw(self, draw: int, seed: int | None = None) -> TrainingRun:
         recipe, inner = self.recipe, self.recipe.inner
         seed = recipe.seed if seed is None else seed
-        # A layer initializes itself from the global generator, which stands afterwards as before.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(generator(seed, "model", draw).initial_seed())
-            model = _built(recipe, self._examples.shape, self._examples.outputs)
+        # A layer initializes itself from the global generators.
+        with seeded(generator(seed, "model", draw).initial_seed()):
+            model = self._built()
         refuse_hidden_state(model)
         model.to(self.device, self._dtype).requires_grad_(False)
         weights = None
@@ -151,6 +166,25 @@ class Experiment:
         )
         look(run, self.train, recipe, self._examples)
         return run
+
+    def _built(self) -> torch.nn.Module:
+        section = self.recipe.model
+        features, outputs = self._examples.shape, self._examples.outputs
+        if section.name in MODELS:
+            return MODELS[section.name](**section.options).build(features, outputs)
+        if section.name.startswith(TORCHVISION):
+            from hyperrbp import torchvision_models
+
+            kind = section.name.removeprefix(TORCHVISION)
+            assert not isinstance(features, int)
+            return torchvision_models.build(kind, features, outputs, section.options)
+        built = self._modules.run(section.name, features, outputs, **section.options)
+        if not isinstance(built, torch.nn.Module):
+            raise UsageError(
+                f"{user_code.described(section.name)} made {type(built).__name__}; expected a"
+                " torch.nn.Module"
+            )
+        return built
 
     def _hyperparameters(self) -> Hyperparameters:
         inner = self.recipe.inner
@@ -221,36 +255,8 @@ class Experiment:
 
     def environment(self) -> dict[str, str | int]:
         """What the bits of a result depend on, besides the recipe."""
-        recipe, own = self.recipe, {}
-        if self._examples.digest is not None:
-            own["data"] = self._examples.digest
-        for key, name in (
-            ("data code", recipe.data.name),
-            ("model code", recipe.model.name),
-            ("loss code", recipe.inner.loss),
-        ):
-            if user_code.is_code(name) and (digest := user_code.digest(name)):
-                own[key] = digest
-        return environment(self.device) | own
-
-
-def _built(recipe: Recipe, features: int | Shape, outputs: int) -> torch.nn.Module:
-    section = recipe.model
-    if section.name in MODELS:
-        return MODELS[section.name](**section.options).build(features, outputs)
-    if section.name.startswith(TORCHVISION):
-        from hyperrbp import torchvision_models
-
-        kind = section.name.removeprefix(TORCHVISION)
-        assert not isinstance(features, int)
-        return torchvision_models.build(kind, features, outputs, section.options)
-    built = user_code.run(section.name, features, outputs, **section.options)
-    if not isinstance(built, torch.nn.Module):
-        raise UsageError(
-            f"{user_code.described(section.name)} made {type(built).__name__}; expected a"
-            " torch.nn.Module"
-        )
-    return built
+        data = self._examples.digest
+        return environment(self.device) | ({} if data is None else {"data": data}) | self._code
 
 
 def gradient_settings(recipe: Recipe) -> GradientSettings:

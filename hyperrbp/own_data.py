@@ -113,12 +113,13 @@ class Code:
     """``file.py:function``, ``package.module:function``: ((x, y) to train on, (x, y) held out)."""
 
     arguments: Mapping[str, Any]
+    modules: user_code.Modules
 
     def load(self, name: str, root: Path, download: bool) -> DataSet:
         """See :class:`Kind`."""
         from hyperrbp.returned_data import load
 
-        return load(name, self.arguments)
+        return load(name, self.arguments, self.modules)
 
 
 KINDS: dict[str, type[ArrayFile] | type[ImageFolder] | type[TorchvisionSet] | type[Code]] = {
@@ -141,8 +142,8 @@ def kind_of(name: str) -> str | None:
     return "folder/" if name.endswith("/") else None
 
 
-def of(name: str, options: Mapping[str, Any]) -> Kind:
-    """The data set that a name of one of the kinds means.
+def of(name: str, options: Mapping[str, Any], modules: user_code.Modules) -> Kind:
+    """The data set that a name of one of the kinds means; ``modules`` has the code of one.
 
     Raises:
         UsageError: if it is of no kind.
@@ -150,7 +151,7 @@ def of(name: str, options: Mapping[str, Any]) -> Kind:
     kind = kind_of(name)
     if kind is None:
         raise UsageError(f"data set '{name}': expected {', '.join(KINDS)}")
-    return Code(options) if kind == "file.py:function" else KINDS[kind](**options)
+    return Code(options, modules) if kind == "file.py:function" else KINDS[kind](**options)
 
 
 def located(name: str, folder: Path) -> str:
@@ -159,7 +160,7 @@ def located(name: str, folder: Path) -> str:
         case "file.py:function":
             return user_code.located(name, folder)
         case "file.npz":
-            return str((folder / Path(name).expanduser()).absolute())
+            return str(user_code.absolute(name, folder))
         case "folder/":
-            return f"{(folder / Path(name).expanduser()).absolute()}/"
+            return f"{user_code.absolute(name, folder)}/"
     return name

@@ -5,26 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
 from hyperrbp import arrays, user_code
 from hyperrbp.data import DataSet
 from hyperrbp.errors import DataError
-from hyperrbp.randomness import generator
+from hyperrbp.randomness import generator, seeded
 
 
-def load(name: str, options: Mapping[str, Any]) -> DataSet:
+def load(name: str, options: Mapping[str, Any], modules: user_code.Modules) -> DataSet:
     """What the function makes of the options: ((x, y) to train on, (x, y) held out).
 
-    PyTorch's generator has the same seed whenever it runs, and stands afterwards as before.
+    PyTorch's generators have the same seed whenever it runs, and stand afterwards as before.
 
     Raises:
         UsageError: if there is no such function, or it fails.
         DataError: if it returns something else.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator(0, "data").initial_seed())
-        returned = user_code.run(name, **options)
+    with seeded(generator(0, "data").initial_seed()):
+        returned = modules.run(name, **options)
     where = user_code.described(name)
     try:
         (train_x, train_y), (test_x, test_y) = returned

@@ -465,7 +465,7 @@ ASKED = [
     "recipe.py",
     "    elif not user_code.is_code(recipe.model.name):\n",
     "    elif user_code.is_code(recipe.model.name):\n"
-    "        user_code._imported(recipe.model.name.rsplit(':', 1)[0])\n"
+    "        user_code.Modules()._module(recipe.model.name.rsplit(':', 1)[0])\n"
     "    else:\n",
 )
 @pytest.mark.parametrize("code", ["net.py:make", "package.module:make"])
@@ -495,7 +495,8 @@ def test_code_is_refused_without_run_code(elsewhere, importable, cases, code):
 @pytest.mark.catches(
     "user_code.py",
     "    return _NAMED.fullmatch(name) is not None\n",
-    "    return _NAMED.fullmatch(name) is not None and bool(_imported(name.rsplit(':', 1)[0]))\n",
+    "    found = _NAMED.fullmatch(name)\n"
+    "    return bool(found and Modules()._module(name.rsplit(':', 1)[0]))\n",
 )
 @pytest.mark.catches(
     "cli.py",
@@ -532,7 +533,7 @@ def test_looking_at_a_recipe_never_runs_its_code(elsewhere, importable, cases, c
 @pytest.mark.promise(5)
 @pytest.mark.catches(
     "user_code.py",
-    '    return f"{(folder / module).absolute()}:{function}" if module.endswith(".py") else name\n',
+    '    return f"{absolute(module, folder)}:{function}"\n',
     "    return name\n",
 )
 @pytest.mark.catches(
@@ -632,7 +633,9 @@ FAULTY = [
 @pytest.mark.catches("user_code.py", "except (Exception, SystemExit)", "except Exception")
 @pytest.mark.catches("user_code.py", '" ".join(str(error).split())', "str(error)")
 @pytest.mark.catches(
-    "experiment.py", "    if not isinstance(built, torch.nn.Module):\n", "    if built is None:\n"
+    "experiment.py",
+    "        if not isinstance(built, torch.nn.Module):\n",
+    "        if built is None:\n",
 )
 @pytest.mark.parametrize(("text", "code", "words"), FAULTY)
 def test_code_that_fails_is_a_line_and_not_a_traceback(importable, text, code, words):

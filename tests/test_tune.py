@@ -285,7 +285,9 @@ def test_fresh_draws_new_weights_and_batches_each_meta_step():
 
 @pytest.mark.promise(15)
 @pytest.mark.catches(
-    "experiment.py", "        with torch.random.fork_rng(devices=[]):\n", "        if True:\n"
+    "experiment.py",
+    '        with seeded(generator(seed, "model", draw).initial_seed()):\n',
+    "        if True:\n",
 )
 def test_global_generators_stand_as_they_stood(tmp_path):
     """PyTorch's, Python's and NumPy's, around a whole run with its model and its dashboard.
