@@ -14,6 +14,7 @@ from hyperrbp.errors import DataError
 from hyperrbp.problems.batches import Batch
 
 _TRAIN, _TEST, _WHOLE = ("x_train", "y_train"), ("x_test", "y_test"), ("inputs", "targets")
+_NAMES = {*_TRAIN, *_TEST, *_WHOLE}
 _COLORS = (1, 3, 4)
 
 
@@ -28,16 +29,16 @@ def load(file: Path, heldout: float, channels: str | None) -> DataSet:
     Raises:
         DataError: if it cannot be read, or lacks an array.
     """
-    found = _read(file)
+    found, known = _read(file)
     train = _TRAIN if any(name in found for name in _TRAIN) else _WHOLE
-    whole = _examples(found, train, file, channels)
+    whole = _examples(found, known, train, file, channels)
     if not any(name in found for name in _TEST):
         return arrays.split(whole, heldout, str(file))
-    return DataSet(whole, _examples(found, _TEST, file, channels))
+    return DataSet(whole, _examples(found, known, _TEST, file, channels))
 
 
-def _read(file: Path) -> dict[str, Any]:
-    names = {*_TRAIN, *_TEST, *_WHOLE}
+def _read(file: Path) -> tuple[dict[str, Any], list[str]]:
+    """The arrays that are wanted, and the names of all."""
     try:
         with file.open("rb") as content:  # NumPy leaves open what it cannot read
             opened = np.load(content, allow_pickle=False)
@@ -45,7 +46,7 @@ def _read(file: Path) -> dict[str, Any]:
                 raise DataError(f"{file}: one array without a name; expected numpy.savez's archive")
             with opened:
                 known = opened.files
-                found = {name: opened[name] for name in known if name in names}
+                found = {name: opened[name] for name in known if name in _NAMES}
     except (MemoryError, DataError):
         raise
     except FileNotFoundError:
@@ -55,24 +56,27 @@ def _read(file: Path) -> dict[str, Any]:
         if "allow_pickle" in reason:
             reason = "it holds Python objects, which are not opened; expected arrays of numbers"
         raise DataError(f"{file} cannot be read: {reason}") from error
-    return found or _nothing(file, known)
-
-
-def _nothing(file: Path, known: list[str]) -> dict[str, Any]:
-    raise DataError(
-        f"{file} has {', '.join(known) or 'no arrays'}; expected x_train, y_train, x_test and"
-        " y_test, or inputs and targets"
-    )
+    if not found:
+        raise DataError(
+            f"{file} has {', '.join(known) or 'no arrays'}; expected x_train, y_train, x_test and"
+            " y_test, or inputs and targets"
+        )
+    return found, known
 
 
 def _examples(
-    found: dict[str, Any], names: tuple[str, str], file: Path, channels: str | None
+    found: dict[str, Any],
+    known: list[str],
+    names: tuple[str, str],
+    file: Path,
+    channels: str | None,
 ) -> Batch:
     for name in names:
         if name not in found:
-            near = difflib.get_close_matches(name, found, n=1)
-            hint = f"; did you mean it by {near[0]}?" if near and near[0] not in names else ""
-            raise DataError(f"{file} has {', '.join(found)}, but no {name}{hint}")
+            others = [other for other in known if other not in _NAMES]
+            near = difflib.get_close_matches(name, others, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise DataError(f"{file} has {', '.join(known)}, but no {name}{hint}")
     inputs = found[names[0]]
     if inputs.ndim == 4:
         looks_last = inputs.shape[3] in _COLORS and inputs.shape[1] not in _COLORS
