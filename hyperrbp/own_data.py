@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, get_args
 
 from pydantic import Field
 
@@ -36,6 +36,10 @@ TORCHVISION_SETS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "OxfordIIITPet": ({"split": "trainval"}, {"split": "test"}),
 }
 """How each is asked for its two parts. Those that unpickle unverified files are not among them."""
+
+_Split = Literal["byclass", "bymerge", "balanced", "letters", "digits", "mnist"]
+SPLITS: dict[str, tuple[str, ...]] = {"EMNIST": get_args(_Split)}
+"""Those that are several sets, one of which the option ``split`` names."""
 
 _HeldOut = Annotated[float, Field(gt=0, lt=1)]
 _Pixels = Annotated[int, Field(ge=1, le=4096)]
@@ -97,8 +101,8 @@ class TorchvisionSet:
 
     size: _Pixels | None = None
     colors: Literal["gray", "rgb"] | None = None
-    split: str | None = None
-    """For EMNIST: byclass, bymerge, balanced, letters, digits or mnist."""
+    split: _Split | None = None
+    """Which of EMNIST's six sets; the others have one each."""
 
     def load(self, name: str, root: Path, download: bool) -> DataSet:
         """See :class:`Kind`."""

@@ -452,9 +452,9 @@ class _NoOptions:
 
 
 def _data(data: DataSection) -> Iterator[KeyFault]:
-    at = ("data", "options")
+    at, options = ("data", "options"), dict(data.options)
     if data.name in SOURCES:
-        yield from option_faults(_NoOptions, data.options, at)
+        yield from option_faults(_NoOptions, options, at)
         return
     kind = own_data.kind_of(data.name)
     if kind is None:
@@ -467,8 +467,14 @@ def _data(data: DataSection) -> Iterator[KeyFault]:
         name = data.name.removeprefix(own_data.TORCHVISION)
         if name not in own_data.TORCHVISION_SETS:
             yield ("data", "name"), not_one_of(name, own_data.TORCHVISION_SETS)
+        elif name not in own_data.SPLITS and (split := options.pop("split", None)) is not None:
+            having = ", ".join(own_data.SPLITS)
+            yield (*at, "split"), f"only {having} has one, {name} none; got {shown(split)}"
+        elif name in own_data.SPLITS and options.get("split") is None:
+            splits = ", ".join(own_data.SPLITS[name])
+            yield (*at, "split"), f"{name} is several sets; expected one of {splits}"
     if kind != "file.py:function":
-        yield from option_faults(own_data.KINDS[kind], data.options, at)
+        yield from option_faults(own_data.KINDS[kind], options, at)
 
 
 def _sizes(recipe: Recipe) -> Iterator[KeyFault]:
