@@ -51,6 +51,8 @@ def examples(inputs: Any, targets: Any, where: str, names: tuple[str, str]) -> B
 def split(whole: Batch, share: float, where: str) -> DataSet:
     """A share held out, drawn at random: the same one for every seed, so that seeds compare.
 
+    What is left to train on keeps its numbers, or gets those it has in the whole.
+
     Raises:
         DataError: if there are too few examples.
     """
@@ -61,16 +63,20 @@ def split(whole: Batch, share: float, where: str) -> DataSet:
         )
     order = torch.randperm(len(whole), generator=generator(0, "held-out examples"))
     held, kept = order[:back].sort().values, order[back:].sort().values
+    rows = kept if whole.rows is None else whole.rows[kept]
     return DataSet(
-        Batch(whole.inputs[kept], whole.targets[kept]),
+        Batch(whole.inputs[kept], whole.targets[kept], rows),
         Batch(whole.inputs[held], whole.targets[held]),
     )
 
 
 def in_random_order(whole: Batch) -> Batch:
-    """The same order every time: what comes class by class cannot be cut at a number."""
+    """The same order every time, with the numbers from before it.
+
+    What comes class by class cannot be cut at a number.
+    """
     order = torch.randperm(len(whole), generator=generator(0, "order of the examples"))
-    return Batch(whole.inputs[order], whole.targets[order])
+    return Batch(whole.inputs[order], whole.targets[order], order)
 
 
 def _array(values: Any, where: str, name: str) -> np.ndarray[Any, Any]:

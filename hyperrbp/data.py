@@ -29,7 +29,8 @@ class DataSet:
     """A part to train on, and one held out.
 
     Of a built-in set: inputs of shape (B, features) in [0, 1], float32, and classes of shape (B,),
-    int64. The user's own have shapes and values of their own.
+    int64. The user's own have shapes and values of their own, and where the order of ``train`` is
+    not theirs, its ``rows`` are their numbers.
     """
 
     train: Batch

@@ -28,6 +28,7 @@ class Examples:
     """What a network is trained and tested on."""
 
     train: Batch
+    """With the user's own numbers as rows, where their order is another."""
     heldout: Batch
     shape: int | Shape
     """Of an input: the number of features if it is flat."""
@@ -63,7 +64,7 @@ def read(recipe: Recipe, root: Path, modules: user_code.Modules) -> Examples:
     if source is not None and loss_name == "cross-entropy":
         outputs = source.classes
     return Examples(
-        Batch(inputs[0], targets[0]),
+        Batch(inputs[0], targets[0], data.train.rows),
         Batch(inputs[1], targets[1]),
         inputs[0].shape[1] if wanted == "flat" else tuple(inputs[0].shape[1:]),
         outputs,

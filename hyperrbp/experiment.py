@@ -45,7 +45,8 @@ class Experiment:
         """The recipe as it is run: the device and the number of threads are filled in."""
         self._dtype = {"float32": torch.float32, "float64": torch.float64}[recipe.dtype]
         if self.device.type == "cuda":
-            torch.cuda.init()  # or the user's code would find its generators seeded or not
+            # Whose generators are seeded for the user's code whoever was here before.
+            torch.cuda.init()  # type: ignore[no-untyped-call]  # torch's is untyped
         self._modules = user_code.Modules()
         self._code = dict(self._digests())
         self._examples = examples.read(recipe, data_root(root), self._modules)
@@ -73,18 +74,19 @@ class Experiment:
                 f"data set '{section.name}' has {len(train)} training examples; the recipe needs"
                 f" {max(wanted, self.recipe.inner.batch_size + section.validation_examples)}"
             )
+        numbers = torch.arange(wanted) if train.rows is None else train.rows[:wanted]
         train = Batch(train.inputs[:wanted], train.targets[:wanted])
         self._center = train.inputs.mean(0) if section.center else None
         train = self._prepared(train)
-        self.train_rows = torch.arange(wanted)
-        """Which examples of the data set's training part are trained on, shape (B,)."""
+        self.train_rows = numbers
+        """Which examples of the data set are trained on, by their numbers there, shape (B,)."""
         if not section.validation_examples:
             return self._noisy(train), None
         # Which examples are held back depends on the seed alone; the rest keep their order.
         order = torch.randperm(wanted, generator=generator(self.recipe.seed, "validation split"))
         back = order[: section.validation_examples].sort().values.to(self.device)
-        self.train_rows = order[section.validation_examples :].sort().values
-        stay = self.train_rows.to(self.device)
+        left = order[section.validation_examples :].sort().values
+        self.train_rows, stay = numbers[left], left.to(self.device)
         return (
             self._noisy(Batch(train.inputs[stay], train.targets[stay])),
             Batch(train.inputs[back], train.targets[back]),

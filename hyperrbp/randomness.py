@@ -28,7 +28,8 @@ def seeded(seed: int) -> Iterator[None]:
 
     Those of GPUs too, but where CUDA is not initialized: a seed would wait for it, and stay.
     """
-    gpus = range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)
+    in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # torch's is untyped
+    gpus = range(torch.cuda.device_count() if in_use else 0)
     with torch.random.fork_rng(devices=gpus):
         torch.default_generator.manual_seed(seed)
         if gpus:

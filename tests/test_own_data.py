@@ -23,6 +23,7 @@ from torchvision import datasets
 
 from hyperrbp import experiment as experiment_module
 from hyperrbp import hypergradient, own_data, train_recipe, tune_recipe
+from hyperrbp.checkpoint import read_tensors
 from hyperrbp.errors import CheckpointError, DataError, RecipeError, UsageError
 from hyperrbp.experiment import Experiment
 from hyperrbp.losses import LOSSES
@@ -215,7 +216,15 @@ def bad(place, value):
 
 
 BAD_ARRAYS = [
-    ({"y_train": None}, "has x_train, x_test, y_test, but no y_train"),
+    ({"y_train": None}, "has x_train, x_test, y_test, but no y_train\n"),
+    (
+        {"y_train": None, "Y_train": GOOD["y_train"]},
+        "has x_train, x_test, y_test, Y_train, but no y_train; did you mean Y_train?",
+    ),
+    (
+        {**dict.fromkeys(GOOD), "inputs": GOOD["x_train"], "target": GOOD["y_train"]},
+        "has inputs, target, but no targets; did you mean target?",
+    ),
     ({"y_test": None}, "has x_train, y_train, x_test, but no y_test"),
     ({"x_test": None}, "but no x_test"),
     ({**dict.fromkeys(GOOD), "X": np.ones(3)}, "mine.npz has X; expected x_train, y_train, x_test"),
@@ -246,6 +255,7 @@ BAD_ARRAYS = [
 ]  # fmt: skip
 
 
+@pytest.mark.catches("array_file.py", "difflib.get_close_matches(name, others, n=1)", "[]")
 @pytest.mark.catches("arrays.py", "        if largest > _EXACT:", "        if False:")
 @pytest.mark.catches("arrays.py", 'if kind == "f" and not np.isfinite(array).all():', "if False:")
 @pytest.mark.parametrize(("changes", "words"), BAD_ARRAYS)
@@ -496,7 +506,8 @@ def test_gray_images_in_a_tensor_are_read_at_once(monkeypatch, elsewhere):
     """As EMNIST has them."""
 
     class Gray(FakeSet):
-        def __init__(self, *args, **options):
+        def __init__(self, *args, split, **options):
+            assert split == "letters"
             super().__init__(*args, **options)
             self.data, self.targets = torch.tensor(self.data[..., 0]), torch.tensor(self.targets)
 
@@ -504,7 +515,8 @@ def test_gray_images_in_a_tensor_are_read_at_once(monkeypatch, elsewhere):
             raise AssertionError("one by one")
 
     monkeypatch.setattr(datasets, "EMNIST", Gray)
-    section = {"name": "torchvision:EMNIST", "center": False, "download": True}
+    section = {"name": "torchvision:EMNIST", "center": False, "download": True,
+               "options": {"split": "letters"}}  # fmt: skip
     experiment = Experiment(short(data=section, model__name="conv"), elsewhere)
     x, _ = images(20, (6, 6, 3), seed=True)
     assert torch.equal(experiment.train.inputs, torch.tensor(x[..., 0])[:, None] / 255)
@@ -598,6 +610,119 @@ def test_code_that_returns_no_data_is_refused(function, words):
     with pytest.raises(DataError) as refused:
         Experiment(short(data__name=f"data.py:{function}"))
     assert words in str(refused.value)
+
+
+# --- the numbers of the examples ------------------------------------------------------------------
+
+
+def numbered(x):
+    """The same, with each one's number in its first two pixels."""
+    x = x.copy()
+    x[:, 0, 0], x[:, 0, 1] = np.arange(len(x)), 7
+    return x
+
+
+class ByClass:
+    """As torchvision's folders of files present themselves: class by class."""
+
+    def __init__(self, root, split, download):
+        self.made = [(n, n // 10) for n in range(30 if split == "train" else 12)]
+
+    def __len__(self):
+        return len(self.made)
+
+    def __getitem__(self, n):
+        number, label = self.made[n]
+        pixels = np.full((6, 6), number, np.uint8)
+        pixels[0, 1] = 7
+        return Image.fromarray(pixels), label
+
+
+def prepared(kind, monkeypatch):
+    """The name of data whose training examples have their number as the first pixel."""
+    (x, y), (tx, ty) = images(30), images(12, seed=1)
+    match kind:
+        case "x_train":
+            return npz(x_train=numbered(x), y_train=y, x_test=tx, y_test=ty)
+        case "inputs":
+            return npz(inputs=numbered(x), targets=y)
+        case "photos/" | "all photos/":
+            for part, (pixels, labels) in {"train": (x, y), "test": (tx, ty)}.items():
+                for n, label in enumerate(labels):
+                    place = Path("photos", part, "abc"[label], "deep" if n % 3 else "")
+                    place.mkdir(parents=True, exist_ok=True)
+                    Image.fromarray(pixels[n]).save(place / f"{n}.png")
+            for n, file in enumerate(sorted(Path("photos/train").rglob("*.png"))):
+                pixels = np.array(Image.open(file))
+                pixels[0, 0], pixels[0, 1] = n, 7
+                Image.fromarray(pixels).save(file)
+            if kind == "all photos/":
+                shutil.rmtree("photos/test")
+            return "photos/"
+        case "torchvision:DTD":
+            monkeypatch.setattr(datasets, "DTD", ByClass)
+            return kind
+        case "data.py:load":
+            npz(x=numbered(x), y=y)
+            Path("data.py").write_text(
+                "import numpy as np\n"
+                "def load():\n"
+                "    with np.load('mine.npz') as found:\n"
+                "        x, y = found['x'], found['y']\n"
+                "    return (x, y), (x, y)\n"
+            )
+            return kind
+    raise AssertionError
+
+
+@pytest.mark.catches(
+    "arrays.py",
+    "rows = kept if whole.rows is None else whole.rows[kept]",
+    "rows = whole.rows if whole.rows is None else whole.rows[kept]",
+)
+@pytest.mark.catches(
+    "arrays.py",
+    "rows = kept if whole.rows is None else whole.rows[kept]",
+    "rows = kept",
+)
+@pytest.mark.catches("arrays.py", "whole.targets[order], order)", "whole.targets[order])")
+@pytest.mark.catches(
+    "experiment.py", "self.train_rows, stay = numbers[left]", "self.train_rows, stay = left"
+)
+@pytest.mark.parametrize(
+    "kind", ["x_train", "inputs", "photos/", "all photos/", "torchvision:DTD", "data.py:load"]
+)
+@pytest.mark.parametrize("held_back", [0, 5])
+def test_examples_are_known_by_the_numbers_that_the_user_gave_them(
+    kind, held_back, elsewhere, monkeypatch
+):
+    """In the exported file of their weights: the numbers lead to the examples."""
+    section = {"name": prepared(kind, monkeypatch), "center": False, "shape": "own"}
+    if held_back:
+        section |= {"validation_examples": held_back}
+    Path("net.py").write_text(
+        "import math\nfrom torch import nn\n"
+        "def make(shape, classes):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), classes))\n"
+    )
+    changes = {"data": section | {"train_examples": 20}, "model__name": "net.py:make"}
+    experiment = Experiment(short(**changes), elsewhere)
+    shown = (experiment.train.inputs.flatten(1)[:, :2] * 255).round().int()
+    assert shown[:, 1].tolist() == [7] * (20 - held_back), "these pixels tell nothing"
+    assert experiment.train_rows.tolist() == shown[:, 0].tolist()
+    if held_back:
+        recipe = short(**changes, hyperparameters={"example_weight": {}},
+                       meta={"steps": 1, "loss": "validation"})  # fmt: skip
+        tune_recipe(recipe, Path("run"), data_root=elsewhere)
+        kept = read_tensors(Path("run", "example_weights.safetensors"))
+        assert kept["rows"].tolist() == experiment.train_rows.tolist()
+        words = {
+            "photos/": "as the image files of train/ are sorted",
+            "torchvision:DTD": "as torchvision's training part has them",
+            "data.py:load": "as in the data to train on that the function returns",
+        }
+        where = words.get(section["name"], "as in x_train or inputs")
+        assert f"Numbered from 0, {where}." in Path("run", "sgd_parameter_groups.py").read_text()
 
 
 # --- losses --------------------------------------------------------------------------------------
@@ -1156,6 +1281,8 @@ def test_torchvisions_network_is_refused_in_words(name, options, words):
 # --- recipes -------------------------------------------------------------------------------------
 
 
+@pytest.mark.catches("recipe.py", "        elif name in own_data.SPLITS", "        elif False")
+@pytest.mark.catches("recipe.py", "        elif name not in own_data.SPLITS", "        elif False")
 @pytest.mark.parametrize(
     ("text", "key", "words"),
     [
@@ -1168,6 +1295,26 @@ def test_torchvisions_network_is_refused_in_words(name, options, words):
         ("data: {name: a/, options: {size: 0}}", "data.options.size", "at least 1, got 0"),
         ("data: {name: a/, options: {colors: red}}", "data.options.colors", "one of gray, rgb"),
         ("data: {options: {size: 3}}", "data.options.size", "there are no options here"),
+        (
+            "data: {name: 'torchvision:EMNIST'}",
+            "data.options.split",
+            "expected one of byclass, bymerge, balanced, letters, digits, mnist",
+        ),
+        (
+            "data: {name: 'torchvision:EMNIST', options: {split: leters}}",
+            "data.options.split",
+            "did you mean letters?",
+        ),
+        (
+            "data: {name: 'torchvision:SVHN', options: {split: extra}}",
+            "data.options.split",
+            "only EMNIST has one, SVHN none; got 'extra'",
+        ),
+        (
+            "data: {name: 'torchvision:MNIST', options: {split: digits}}",
+            "data.options.split",
+            "only EMNIST has one, MNIST none; got 'digits'",
+        ),
         ("data: {shape: round}", "data.shape", "expected one of auto, flat, image, own"),
         ("data: {shape: image}", "data.shape", "mlp takes inputs of shape flat; expected auto or"),
         ("data: {shape: flat}\nmodel: {name: conv}", "data.shape", "conv takes inputs of shape im"),

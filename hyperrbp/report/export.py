@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from hyperrbp.own_data import kind_of
 from hyperrbp.recipe import how_tuned
 
 if TYPE_CHECKING:
@@ -132,11 +133,20 @@ _EXAMPLES = '''
 def example_weights():
     """(rows, weights): examples of the training data by their number, and the weight of each.
 
+    Numbered from 0, {numbered}.
     The loss of a minibatch is ``(weights * losses).mean()``, with the loss of each example.
     """
     found = load_file(Path(__file__).with_name("{file}"))
     return found["rows"], found["weights"]
 '''
+
+_NUMBERED = {
+    "file.npz": "as in x_train or inputs",
+    "folder/": "as the image files of train/ are sorted",
+    "torchvision:NAME": "as torchvision's training part has them",
+    "file.py:function": "as in the data to train on that the function returns",
+}
+"""In which order, for each kind of data of the user's own."""
 
 
 def exported(
@@ -149,7 +159,7 @@ def exported(
         theta: the hyperparameters, shape (p,).
         result: of the run, for the heading.
         recipe: of the run.
-        rows: which examples of the training data it was trained on.
+        rows: which examples of the training data it was trained on, by their numbers there.
     """
     theta, update = theta.detach(), recipe.inner.update
     by_weight = "weight_decay" in layout.grains and layout.grains["weight_decay"].by == "weight"
@@ -168,7 +178,9 @@ def exported(
     ]
     loop = []
     if "example_weight" in layout.grains:
-        parts.append(_EXAMPLES.format(file=EXAMPLE_WEIGHTS))
+        kind = kind_of(recipe.data.name)
+        numbered = "as the data set has them" if kind is None else _NUMBERED[kind]
+        parts.append(_EXAMPLES.format(file=EXAMPLE_WEIGHTS, numbered=numbered))
         weights = layout.natural(theta)[layout.slices["example_weight"]]
         tensors[EXAMPLE_WEIGHTS] = {"rows": rows, "weights": weights}
         uses.insert(0, "rows, weights = example_weights()")
