@@ -45,7 +45,7 @@ class Experiment:
         """The recipe as it is run: the device and the number of threads are filled in."""
         self._dtype = {"float32": torch.float32, "float64": torch.float64}[recipe.dtype]
         if self.device.type == "cuda":
-            # Whose generators are seeded for the user's code whoever was here before.
+            # Or what ran before would decide whether its generators are seeded for the user's code.
             torch.cuda.init()  # type: ignore[no-untyped-call]  # torch's is untyped
         self._modules = user_code.Modules()
         self._code = dict(self._digests())
