@@ -33,6 +33,10 @@ def load(file: Path, heldout: float, channels: str | None) -> DataSet:
     train = _TRAIN if any(name in found for name in _TRAIN) else _WHOLE
     whole = _examples(found, known, train, file, channels)
     if not any(name in found for name in _TEST):
+        for name in _TEST:
+            for other in known:
+                if other.lower() == name:  # a share of the rest would be held out in its place
+                    raise DataError(f"{file} has {other}; did you mean {name}?")
         return arrays.split(whole, heldout, str(file))
     return DataSet(whole, _examples(found, known, _TEST, file, channels))
 

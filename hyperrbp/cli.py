@@ -171,8 +171,8 @@ def _silence(stream: TextIO) -> None:
 
 _OUT_OF_MEMORY = {
     "tune": "an implicit method (--method neumann), for bptt --set"
-    " gradient.options.bptt.keep=checkpoints or fewer --train-steps, or a smaller"
-    " inner.batch_size",
+    " gradient.options.bptt.keep=checkpoints or fewer --train-steps, for a walk fewer"
+    " meta.screened, or a smaller inner.batch_size",
     "train": "an implicit method (--method neumann), or a smaller training.batch_size",
 }
 """What to change where memory runs out."""

@@ -31,12 +31,12 @@ def nothing() -> None:
 
 
 def a_fault_of_our_own() -> None:
-    from hyperrbp import tune
+    from hyperrbp import meta_loop
 
     def meta_steps(*args, **kwargs):
         raise RuntimeError("this cannot be")
 
-    tune.meta_steps = meta_steps
+    meta_loop.meta_steps = meta_steps
 
 
 def no_gpu() -> None:

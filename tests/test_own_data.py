@@ -225,6 +225,10 @@ BAD_ARRAYS = [
         {**dict.fromkeys(GOOD), "inputs": GOOD["x_train"], "target": GOOD["y_train"]},
         "has inputs, target, but no targets; did you mean target?",
     ),
+    (
+        {"x_test": None, "y_test": None, "X_test": GOOD["x_test"], "Y_test": GOOD["y_test"]},
+        "mine.npz has X_test; did you mean x_test?",
+    ),
     ({"y_test": None}, "has x_train, y_train, x_test, but no y_test"),
     ({"x_test": None}, "but no x_test"),
     ({**dict.fromkeys(GOOD), "X": np.ones(3)}, "mine.npz has X; expected x_train, y_train, x_test"),
@@ -256,6 +260,7 @@ BAD_ARRAYS = [
 
 
 @pytest.mark.catches("array_file.py", "difflib.get_close_matches(name, others, n=1)", "[]")
+@pytest.mark.catches("array_file.py", "if other.lower() == name:", "if False:")
 @pytest.mark.catches("arrays.py", "        if largest > _EXACT:", "        if False:")
 @pytest.mark.catches("arrays.py", 'if kind == "f" and not np.isfinite(array).all():', "if False:")
 @pytest.mark.parametrize(("changes", "words"), BAD_ARRAYS)

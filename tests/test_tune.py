@@ -162,14 +162,16 @@ def test_the_answer_is_tested_from_other_draws_on_the_held_out_examples(tmp_path
     result = tune_recipe(
         tiny(**{"meta.learning_rate": 0.3, "record.test_seeds": seeds}),
         tmp_path / "run",
-        testing=lambda *told: heard.append(told),
+        told=lambda *told: heard.append(told),
     )
     if seeds == 0:
         assert "test" not in result
         assert heard == []
         return
-    assert heard == [(done, 2 * seeds) for done in range(2 * seeds + 1)]
     experiment = Experiment(read(tmp_path / "run" / "recipe.yaml"))
+    steps = experiment.recipe.inner.steps
+    what = "test on the held-out examples"
+    assert heard == [(what, steps * done, steps * 2 * seeds) for done in range(2 * seeds + 1)]
     assert set(result["test"]) == {"seeds", "tuned", "untuned"}
     assert result["test"]["seeds"] == seeds
     for name, kept in (("tuned", "hyperparameters"), ("untuned", "untuned")):

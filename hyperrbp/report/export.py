@@ -206,12 +206,12 @@ def exported(
         uses.insert(0, "scale_initial_weights(model)")
     if loop:
         uses += ["", "# And in each training step:", *loop, "optimizer.step()"]
-    best, walk = result["best"], recipe.meta.walk
+    best, gradient = result["best"], recipe.gradient
     heading = _HEADING.format(
         version=result["environment"]["hyperrbp"],
         run=f"Meta loss {best['meta_loss']:.6g} after {best['meta_step']} meta steps of"
-        f" {how_tuned(walk, result['method'], result['trunc'])}, {result['train_steps']} training"
-        " steps each.",
+        f" {how_tuned(recipe.meta.walk, gradient.method, gradient.trunc)},"
+        f" {result['train_steps']} training steps each.",
         uses="\n".join(f"    {line}".rstrip() for line in uses),
         form=_FORMS[update],
     )
