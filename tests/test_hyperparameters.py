@@ -107,9 +107,16 @@ def assert_same(found: torch.Tensor, expected: torch.Tensor, within: float = 1e-
     assert float((found - expected).norm() / expected.norm()) < within
 
 
+@pytest.mark.promise(16)
+@pytest.mark.catches(
+    "gradients/bptt.py",
+    "            h = problem.initial_state(theta)\n",
+    "            h = problem.initial_state(theta).detach()\n",
+)
 @each_update
 @each_grain
 def test_the_exact_gradient_is_that_of_finite_differences(kind, grain, update):
+    """Every kind at every grain. Catches one blind to the start."""
     problem, theta = run_of({kind: grain}, update=update)
     gradient = hypergradient(problem, theta, "bptt").gradient
     source = torch.Generator().manual_seed(2)
@@ -120,9 +127,16 @@ def test_the_exact_gradient_is_that_of_finite_differences(kind, grain, update):
         assert along == pytest.approx(float(gradient @ direction), rel=1e-6)
 
 
+@pytest.mark.promise(16)
+@pytest.mark.catches(
+    "gradients/bptt.py",
+    "return gradient + problem.initial_theta_transposed(theta, adjoint)",
+    "return gradient",
+)
 @each_update
 @each_grain
 def test_every_way_to_the_exact_gradient_is_the_same(kind, grain, update):
+    """Unrolled, by states, by checkpoints, forward. Catches one blind to the start."""
     problem, theta = run_of({kind: grain}, update=update)
     expected = hypergradient(problem, theta, "bptt").gradient
     whole = Averaging(minibatches=1)
@@ -223,6 +237,12 @@ def test_a_run_in_segments_is_torch_sgd_with_the_buffer_rescaled(update):
     assert torch.allclose(h[: problem.weights], found, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.promise(16)
+@pytest.mark.catches(
+    "problems/training.py",
+    "                return along * slopes\n",
+    "                return along\n",
+)
 def test_at_convergence_the_implicit_gradient_of_a_weight_decay_is_the_exact_one():
     """Of every weight, in full batches: the fixed point moves with it, and h_0 is forgotten."""
     source = torch.Generator().manual_seed(8)
@@ -242,6 +262,10 @@ def test_at_convergence_the_implicit_gradient_of_a_weight_decay_is_the_exact_one
     assert_same(implicit.gradient, expected, within=1e-6)
 
 
+@pytest.mark.promise(16)
+@pytest.mark.catches(
+    "problems/training.py", "self._along_examples(along, w, direction, chunks)", "pass"
+)
 def test_at_convergence_the_implicit_gradient_of_example_weights_is_the_exact_one():
     """Its ∂F/∂θ covers all 24 examples, though a product sees a minibatch of them."""
     source = torch.Generator().manual_seed(8)

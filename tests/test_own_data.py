@@ -305,8 +305,10 @@ class Marker:
         return (Path.touch, (Path("ran"),))
 
 
+@pytest.mark.promise(4)
 @pytest.mark.catches("array_file.py", "allow_pickle=False", "allow_pickle=True")
 def test_a_pickle_in_an_archive_is_not_opened():
+    """Refused in one line. Catches an archive that runs what is in it."""
     hostile = np.empty(20, object)
     hostile[:] = [Marker()] * 20
     np.savez("mine.npz", **{**GOOD, "y_train": hostile})
@@ -577,9 +579,11 @@ def ragged():
 """
 
 
+@pytest.mark.promise(5)
 @pytest.mark.catches("recipe.py", '            ("data.name", self.data.name),\n', "")
 @pytest.mark.parametrize("kind", ["tensor", "list", "numpy"])
 def test_data_may_come_from_code_behind_run_code(elsewhere, kind):
+    """Refused without it, before anything runs. Catches code that runs unasked."""
     (elsewhere / "mine").mkdir()
     (elsewhere / "mine" / "data.py").write_text(DATA)
     recipe = elsewhere / "mine" / "own.yaml"
@@ -922,9 +926,11 @@ def wrong(outputs, targets):
 """
 
 
+@pytest.mark.promise(5)
 @pytest.mark.catches("experiment.py", "            loss=self._examples.loss,\n", "")
 @pytest.mark.catches("recipe.py", '            ("inner.loss", self.inner.loss),\n', "")
 def test_a_loss_of_ones_own_is_trained_on_behind_run_code():
+    """Refused without it. Catches a loss that is not asked for, or not used."""
     npz()
     Path("loss.py").write_text(OWN_LOSS)
     Path("own.yaml").write_text(SHORT.replace("batch_size: 10", 'loss: "loss.py:focal"')
@@ -1179,6 +1185,7 @@ def conv_run(update: str, loss: str = "cross-entropy"):
     return model, run, run.initial_theta(0.3, 0.6)
 
 
+@pytest.mark.promise(16)
 @pytest.mark.catches(
     "problems/objective.py",
     "return losses.mean() if losses.dim() else losses",
@@ -1396,12 +1403,14 @@ def change(what):
         file.write_text(file.read_text() + "\n# another day\n")
 
 
+@pytest.mark.promise(14)
 @pytest.mark.catches(
     "experiment.py", '("loss code", recipe.inner.loss)', '("loss code", recipe.model.name)'
 )
 @pytest.mark.catches("experiment.py", '({} if data is None else {"data": data})', "{}")
 @pytest.mark.parametrize("changed", ["data", "model code", "loss code"])
 def test_a_run_does_not_go_on_with_other_data_or_code_unseen(changed):
+    """Each file changed in turn. Catches one whose digest is not compared."""
     recipe = own_everything()
     tune_recipe(recipe, Path("run"))
     longer = recipe.model_copy(update={"meta": recipe.meta.model_copy(update={"steps": 3})})
@@ -1410,6 +1419,7 @@ def test_a_run_does_not_go_on_with_other_data_or_code_unseen(changed):
         tune_recipe(longer, Path("run"), resume=True)
 
 
+@pytest.mark.promise(14)
 @pytest.mark.catches(
     "inner_training.py",
     "        return self._experiment.environment()\n",
@@ -1417,6 +1427,7 @@ def test_a_run_does_not_go_on_with_other_data_or_code_unseen(changed):
 )
 @pytest.mark.parametrize("changed", ["data", "model code", "loss code"])
 def test_a_training_does_not_go_on_with_other_data_or_code_unseen(changed):
+    """Each file changed in turn. Catches one whose digest is not compared."""
     recipe = own_everything()
     known = train_recipe(recipe, Path("run"))["environment"]
     assert {"data", "model code", "loss code"} <= set(known)

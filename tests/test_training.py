@@ -221,12 +221,14 @@ def picky_run() -> tuple[TrainingRun, torch.Tensor]:
     return TrainingRun(model, ShuffledBatches(examples, 8, 3), steps=12, loss=picky), theta
 
 
+@pytest.mark.promise(9)
 @pytest.mark.catches(
     "problems/objective.py",
     "                return outputs.sum() * math.nan\n",
     "                raise\n",
 )
 def test_a_loss_that_refuses_what_overflowed_is_no_loss():
+    """It ends as any run that diverges. Catches its exception on the way out."""
     problem, theta = picky_run()
     h = torch.full_like(problem.initial_state(), math.nan)
     loss, g = problem.loss_and_gradient(h)

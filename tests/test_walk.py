@@ -273,8 +273,15 @@ def test_a_walk_of_which_no_run_comes_to_its_end_stops(monkeypatch):
     assert state.given_up == 12
 
 
+@pytest.mark.promise(1)
+@pytest.mark.catches(
+    "walk.py",
+    "state.logs, state.turns = list(self._surrogate.logs), state.turns + 1",
+    "state.turns = state.turns + 1",
+)
 @pytest.mark.parametrize("of", [{"surrogate": False}, {"gradient": False}, {}], ids=str)
 def test_a_walk_taken_up_again_anywhere_has_the_same_bits(of):
+    """Stopped after every run. Catches what the walk knows and its state does not."""
     problem, theta = small_training_run(steps=18)
     settings = WalkSettings(steps=16, screened=9, **of)
     whole, _ = walked(problem, theta, settings)
@@ -288,6 +295,7 @@ def test_a_walk_taken_up_again_anywhere_has_the_same_bits(of):
     assert found == expected
 
 
+@pytest.mark.promise(1)
 @pytest.mark.catches(
     "walk.py", "if paused is not None and problem is self._screened_on:", "if paused is not None:"
 )
@@ -322,7 +330,14 @@ def test_a_content_of_another_version_is_refused():
             WalkState.from_json({k: v for k, v in content.items() if k != name}, like=theta)
 
 
+@pytest.mark.promise(9)
+@pytest.mark.catches(
+    "walk.py",
+    "if not math.isfinite(loss):  # a record is of a run that ended",
+    "if False:",
+)
 def test_runs_that_diverge_are_bad_points_and_no_end():
+    """Catches one that is recorded, or ends the walk."""
     problem, theta = small_training_run(steps=18, update="pytorch")
     steps, state = walked(
         problem, theta + 2, WalkSettings(steps=12, screened=9), half=900.0, gradient=EXACT
@@ -331,7 +346,12 @@ def test_runs_that_diverge_are_bad_points_and_no_end():
     assert all(math.isfinite(step.meta_loss) for step in steps)
 
 
+@pytest.mark.promise(9)
+@pytest.mark.catches(
+    "walk.py", 'raise DivergedError("no run of the screening has a finite loss")', "return"
+)
 def test_nothing_finite_at_all_is_said():
+    """Catches a walk that ends without an answer."""
     problem, theta = small_training_run(steps=9)
     far = torch.full_like(theta, 800.0)
     with pytest.raises(DivergedError, match="no run of the screening"):
@@ -438,7 +458,14 @@ class Stops:
         pass
 
 
+@pytest.mark.promise(1)
+@pytest.mark.catches(
+    "walk.py",
+    "state.heights = [GIVEN_UP if h is None",
+    "state.heights = [10.0 if h is None",
+)
 def test_a_tuning_run_by_walk_can_be_resumed_bit_for_bit(tmp_path):
+    """And go on to more meta steps. Catches a state that is not read back."""
     recipe = parse(TINY)
     whole = tune_recipe(recipe, tmp_path / "whole")
     for after in (0, 2, 7, 12):
