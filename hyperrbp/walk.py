@@ -228,24 +228,12 @@ class _Walk:
 
     def _screen(self) -> None:
         """Successive halving (Jamieson and Talwalkar 2016) up to the last rung."""
-        from scipy.stats import qmc
-
-        state, count, problem = self._state, self._settings.screened, self._problem
+        state, problem = self._state, self._problem
         start = ((state.theta - self._low) / self._span).clamp(0, 1).double().tolist()
-        field = [start]
-        if count > 1:
-            tied = self._tied or range(len(start))
-            dimensions = max(tied) + 1
-            draw = generator(self._seed, "screening").initial_seed() % 2**32
-            if dimensions <= qmc.Sobol.MAXDIM:
-                sobol = qmc.Sobol(dimensions, rng=np.random.default_rng(draw))
-                drawn = sobol.random_base2(math.ceil(math.log2(count)))[: count - 1].tolist()
-            else:
-                drawn = np.random.default_rng(draw).random((count - 1, dimensions)).tolist()
-            field += [[point[i] for i in tied] for point in drawn]
+        field = [start, *self._drawn(self._settings.screened - 1)]
         states: dict[int, Tensor] = {}
         before, done = 0, 0
-        for rung in self._rungs()[:-1] if count > 1 else []:
+        for rung in self._rungs()[:-1] if len(field) > 1 else []:
             keep = math.ceil(len(field) / REDUCTION)
             heights: list[float] = []
             for i, u in enumerate(field):
@@ -268,6 +256,22 @@ class _Walk:
         state.survivors = field
         self._paused = {tuple(u): states[i] for i, u in enumerate(field)} if before else {}
         self._paused_at, self._screened_on = before, problem
+
+    def _drawn(self, count: int) -> list[list[float]]:
+        """Points of a Sobol sequence; where it has too few coordinates, of chance."""
+        from scipy.stats import qmc
+
+        if count == 0:
+            return []
+        tied = self._tied or range(len(self._low))
+        dimensions = max(tied) + 1
+        draw = np.random.default_rng(generator(self._seed, "screening").initial_seed() % 2**32)
+        if dimensions <= qmc.Sobol.MAXDIM:
+            sobol = qmc.Sobol(dimensions, rng=draw)
+            points = sobol.random_base2(count.bit_length())[:count]
+        else:
+            points = draw.random((count, dimensions))
+        return [[point[i] for i in tied] for point in points.tolist()]
 
     def _screening_steps(self) -> int:
         """Training steps of all runs until the last rung."""
