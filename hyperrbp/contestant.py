@@ -55,11 +55,11 @@ def _tuned(walk: str | None, experiment: Experiment) -> Iterator[Event]:
 
     if walk is not None:
         experiment = _other(experiment, walking(experiment.recipe, walk))
-    state, told = begin(experiment), 0
+    state, counted = begin(experiment), 0
     for step in meta_steps(experiment, state, steps=sys.maxsize):
-        for _ in range(told, given_up(state)):
+        for _ in range(counted, given_up(state)):
             yield Event("pruned", step.theta, math.nan)
-        told = given_up(state)
+        counted = given_up(state)
         kind = "trial" if step.source in ("screening", "surrogate") else "step"
         yield Event(kind, step.theta, step.meta_loss)
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hyperrbp.errors import DataError
+from hyperrbp.errors import DataError, what_it_says
 
 if TYPE_CHECKING:
     from hyperrbp.problems.batches import Batch
@@ -183,7 +183,7 @@ def _download(class_name: str, missing: Mapping[Path, str], folder: Path) -> Non
                 file.unlink()
             for path in made:
                 path.rmdir()
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = what_it_says(error)
         raise DataError(f"{class_name} cannot be downloaded into {folder}: {reason}") from error
 
 

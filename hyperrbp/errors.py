@@ -116,6 +116,16 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
+def speaks_for_itself(error: BaseException) -> bool:
+    """Whether it is one of ours, or has an answer of its own: it is passed on as it is."""
+    return isinstance(error, HyperrbpError) or is_out_of_memory(error)
+
+
+def what_it_says(error: BaseException) -> str:
+    """What it says, in one line; what it is, if it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def one_line(error: BaseException) -> str:
     """What it is and what it says."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"

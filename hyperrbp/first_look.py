@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hyperrbp import user_code
-from hyperrbp.errors import HyperrbpError, UsageError, is_out_of_memory, one_line
+from hyperrbp.errors import UsageError, one_line, speaks_for_itself
 from hyperrbp.examples import Examples
 from hyperrbp.problems.batches import Batch
 from hyperrbp.problems.training import TrainingRun
@@ -32,7 +32,8 @@ def look(run: TrainingRun, train: Batch, recipe: Recipe, examples: Examples) -> 
         try:
             made = run.objective.outputs(parameters, x.inputs)
         except Exception as error:
-            _pass_on(error)
+            if speaks_for_itself(error):
+                raise
             what = f"{model}, on inputs of shape {_of(x.inputs)}"
             raise UsageError(f"{what}: {one_line(error)}") from error
         _see_outputs(made, len(x), model, examples)
@@ -43,7 +44,8 @@ def look(run: TrainingRun, train: Batch, recipe: Recipe, examples: Examples) -> 
         try:
             losses = examples.loss(made, x.targets)
         except Exception as error:
-            _pass_on(error)
+            if speaks_for_itself(error):
+                raise
             what = f"{loss}, on outputs of shape {_of(made)} and targets of {_of(x.targets)}"
             raise UsageError(f"{what}: {one_line(error)}") from error
     if not isinstance(losses, Tensor) or not losses.is_floating_point():
@@ -60,7 +62,8 @@ def look(run: TrainingRun, train: Batch, recipe: Recipe, examples: Examples) -> 
             if gradient.requires_grad:  # or else the loss is affine
                 torch.autograd.grad(gradient.sum(), w)
     except Exception as error:
-        _pass_on(error)
+        if speaks_for_itself(error):
+            raise
         both = f"{loss} of {model}"
         raise UsageError(f"{both} cannot be differentiated twice: {one_line(error)}") from error
 
@@ -92,12 +95,6 @@ def _see_twice(first: Tensor, again: Tensor, model: str) -> None:
             f"{model} made something else of the same examples the second time; a network that"
             " draws random numbers or keeps a state is not supported: dropout with p = 0"
         )
-
-
-def _pass_on(error: Exception) -> None:
-    """What has its own words already is raised as it is."""
-    if isinstance(error, HyperrbpError) or is_out_of_memory(error):
-        raise error
 
 
 def _named(key: str, name: str) -> str:

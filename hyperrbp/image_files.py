@@ -11,7 +11,7 @@ from PIL import Image
 
 from hyperrbp import arrays
 from hyperrbp.data import DataSet
-from hyperrbp.errors import DataError
+from hyperrbp.errors import DataError, what_it_says
 from hyperrbp.problems.batches import Batch
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
@@ -59,7 +59,7 @@ def _part(folder: Path, classes: list[str], pixels: Pixels) -> Batch:
             except (MemoryError, DataError):
                 raise
             except Exception as error:  # from many decoders
-                reason = " ".join(str(error).split()) or type(error).__name__
+                reason = what_it_says(error)
                 raise DataError(f"{file} cannot be read: {reason}") from error
             labels.append(classes.index(path.name))
     return stacked(images, labels, str(folder))

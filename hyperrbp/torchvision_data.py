@@ -11,7 +11,7 @@ import torch
 from hyperrbp import arrays
 from hyperrbp.data import SOURCES, DataSet
 from hyperrbp.data import load as load_built_in
-from hyperrbp.errors import DataError
+from hyperrbp.errors import DataError, what_it_says
 from hyperrbp.image_files import Pixels, stacked
 from hyperrbp.own_data import TORCHVISION_SETS
 from hyperrbp.problems.batches import Batch
@@ -55,7 +55,7 @@ def load(
         except (MemoryError, DataError):
             raise
         except Exception as error:  # whatever torchvision and what it imports may raise
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = what_it_says(error)
             remedy = "" if download else "; --set data.download=true lets torchvision fetch it"
             raise DataError(
                 f"torchvision:{kind} cannot be read from {root}: {reason}{remedy}"

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
-from hyperrbp.errors import UsageError
+from hyperrbp.errors import UsageError, one_line
 
 _NAMED = re.compile(r"(?!torchvision:)(?P<module>[^:]*[^:\s]):(?P<function>[A-Za-z_]\w*)")
 
@@ -96,8 +96,7 @@ class Modules:
                 raise TypeError(f"{attribute} is not a function")
             return use(found)
         except (Exception, SystemExit) as error:  # it is any code at all
-            reason = " ".join(str(error).split())
-            raise UsageError(f"{described(name)}: {type(error).__name__}: {reason}") from error
+            raise UsageError(f"{described(name)}: {one_line(error)}") from error
         finally:
             sys.dont_write_bytecode = before
 

@@ -232,12 +232,12 @@ class _Walk:
         start = ((state.theta - self._low) / self._span).clamp(0, 1).double().tolist()
         field = [start, *self._drawn(self._settings.screened - 1)]
         states: dict[int, Tensor] = {}
-        before, done = 0, 0
+        before, done, steps = 0, 0, self._screening_steps()
         for rung in self._rungs()[:-1] if len(field) > 1 else []:
             keep = math.ceil(len(field) / REDUCTION)
             heights: list[float] = []
             for i, u in enumerate(field):
-                self._told("screening", done, self._screening_steps())
+                self._told("screening", done, steps)
                 done += rung - before
                 theta = self._theta(u)
                 h = states[i] if before else problem.initial_state(theta)

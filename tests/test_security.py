@@ -631,7 +631,7 @@ FAULTY = [
 
 @pytest.mark.promise(5)
 @pytest.mark.catches("user_code.py", "except (Exception, SystemExit)", "except Exception")
-@pytest.mark.catches("user_code.py", '" ".join(str(error).split())', "str(error)")
+@pytest.mark.catches("errors.py", "{' '.join(str(error).split())}", "{error}")
 @pytest.mark.catches(
     "experiment.py",
     "        if not isinstance(built, torch.nn.Module):\n",

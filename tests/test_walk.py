@@ -38,6 +38,19 @@ def walked(problem, theta, settings, *, half=2.0, gradient=EXACT, seed=0, state=
     ), state
 
 
+def bits(steps):
+    return [(step.meta_loss, step.theta.tolist(), step.source) for step in steps]
+
+
+def taken_up(problem, theta, settings, gradient, count):
+    """The bits of so many steps, each from the state that the one before it has written."""
+    state, found = WalkState(theta.clone()), []
+    for _ in range(count):
+        found.append(next(walk(problem, state, boxed(theta), gradient, settings)))
+        state = WalkState.from_json(json.loads(json.dumps(state.to_json())), like=theta)
+    return bits(found)
+
+
 class Counting:
     """Another problem, whose updates, losses and starts are counted."""
 
@@ -285,14 +298,9 @@ def test_a_walk_taken_up_again_anywhere_has_the_same_bits(of):
     problem, theta = small_training_run(steps=18)
     settings = WalkSettings(steps=16, screened=9, **of)
     whole, _ = walked(problem, theta, settings)
-    expected = [(step.meta_loss, step.theta.tolist(), step.source) for step in whole]
+    expected = bits(whole)
     assert len(expected) == 17
-    state, found = WalkState(theta.clone()), []
-    while len(found) < 17:
-        step = next(walk(problem, state, boxed(theta), EXACT, settings))
-        found.append((step.meta_loss, step.theta.tolist(), step.source))
-        state = WalkState.from_json(json.loads(json.dumps(state.to_json())), like=theta)
-    assert found == expected
+    assert taken_up(problem, theta, settings, EXACT, len(whole)) == expected
 
 
 @pytest.mark.promise(1)
@@ -312,14 +320,9 @@ def test_every_run_of_a_walk_over_draws_is_one_of_its_own_draw():
     for step in whole:
         assert step.problem is draws[step.meta_step]
         assert step.meta_loss == float(step.problem.loss(step.problem.last_state(step.theta)))
-    expected = [(step.meta_loss, step.theta.tolist(), step.source) for step in whole]
+    expected = bits(whole)
     assert {source for *_, source in expected} >= {"screening", "gradient"}
-    state, found = WalkState(theta.clone()), []
-    while len(found) < 17:
-        step = next(walk(draws.__getitem__, state, boxed(theta), inexact, settings))
-        found.append((step.meta_loss, step.theta.tolist(), step.source))
-        state = WalkState.from_json(json.loads(json.dumps(state.to_json())), like=theta)
-    assert found == expected
+    assert taken_up(draws.__getitem__, theta, settings, inexact, len(whole)) == expected
 
 
 def test_a_content_of_another_version_is_refused():

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from hyperrbp.errors import HyperrbpError, UsageError, is_out_of_memory, one_line
+from hyperrbp.errors import UsageError, one_line, speaks_for_itself
 from hyperrbp.problems.hidden_state import refuse_hidden_state
 from hyperrbp.straight_line import StraightLine
 
@@ -80,7 +80,7 @@ class Objective:
         try:
             losses = self._loss(outputs, targets)
         except Exception as error:
-            if isinstance(error, HyperrbpError) or is_out_of_memory(error):
+            if speaks_for_itself(error):
                 raise
             if not bool(outputs.isfinite().all()):  # which it need not put up with: no loss either
                 return outputs.sum() * math.nan
