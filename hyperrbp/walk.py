@@ -38,6 +38,20 @@ FRUITLESS = 100
 """Attempts in a row without a run to the end, after which there is nothing left to try."""
 
 
+def rungs(steps: int) -> list[int]:
+    """The training steps after which runs of so many are looked at; the last one is the end."""
+    return sorted({max(1, steps // REDUCTION**2), max(1, steps // REDUCTION), steps})
+
+
+def screening_steps(steps: int, screened: int) -> int:
+    """Training steps of a screening until the last rung, all runs together."""
+    field, before, total = screened, 0, 0
+    for rung in rungs(steps)[:-1]:
+        total += field * (rung - before)
+        field, before = math.ceil(field / REDUCTION), rung
+    return total
+
+
 @dataclass(frozen=True)
 class WalkSettings:
     """How to walk; lengths are in units of the box."""
@@ -232,8 +246,8 @@ class _Walk:
         start = ((state.theta - self._low) / self._span).clamp(0, 1).double().tolist()
         field = [start, *self._drawn(self._settings.screened - 1)]
         states: dict[int, Tensor] = {}
-        before, done, steps = 0, 0, self._screening_steps()
-        for rung in self._rungs()[:-1] if len(field) > 1 else []:
+        before, done, steps = 0, 0, screening_steps(problem.steps, len(field))
+        for rung in rungs(problem.steps)[:-1] if len(field) > 1 else []:
             keep = math.ceil(len(field) / REDUCTION)
             heights: list[float] = []
             for i, u in enumerate(field):
@@ -273,18 +287,6 @@ class _Walk:
             points = draw.random((count, dimensions))
         return [[point[i] for i in tied] for point in points.tolist()]
 
-    def _screening_steps(self) -> int:
-        """Training steps of all runs until the last rung."""
-        field, before, steps = self._settings.screened, 0, 0
-        for rung in self._rungs()[:-1]:
-            steps += field * (rung - before)
-            field, before = max(1, math.ceil(field / REDUCTION)), rung
-        return steps
-
-    def _rungs(self) -> list[int]:
-        T = self._problem.steps
-        return sorted({max(1, T // REDUCTION**2), max(1, T // REDUCTION), T})
-
     # --- whole runs -------------------------------------------------------------------------------
 
     def _evaluated(self, u: list[float], source: str) -> MetaStep | None:
@@ -298,7 +300,7 @@ class _Walk:
             if paused is not None and problem is self._screened_on:
                 h, done = paused, self._paused_at
             middle = GIVEN_UP
-            for stop in self._rungs()[-2:]:
+            for stop in rungs(problem.steps)[-2:]:
                 if stop > done:
                     h = problem.run(theta, done, stop, h).clone()
                 if stop < problem.steps:

@@ -170,8 +170,9 @@ def _screening(recipe: Recipe) -> str:
     screened = recipe.meta.screened
     if recipe.meta.walk == ADAM or screened == 1:
         return ""
-    # A ninth of a run for each, two ninths for a third of them, and so on.
-    runs = round(screened * (1 / 9 + 2 / 27))
+    from hyperrbp.walk import screening_steps
+
+    runs = round(screening_steps(recipe.inner.steps, screened) / recipe.inner.steps)
     return f"; before them, {screened} points are screened, for as long as about {runs} take"
 
 
