@@ -23,12 +23,12 @@ from statistics import mean, stdev
 import torch
 from in_parts import kept, measure_or_report
 
-from hyperrbp import cookbook
-from hyperrbp.experiment import Experiment
-from hyperrbp.meta_loop import begin, meta_steps
-from hyperrbp.problems.batches import ShuffledBatches
-from hyperrbp.problems.training import TrainingRun
-from hyperrbp.recipe import read
+from hyperrbp.config import presets as presets
+from hyperrbp.config.recipe import read
+from hyperrbp.data.batches import ShuffledBatches
+from hyperrbp.experiments.experiment import Experiment
+from hyperrbp.experiments.meta_loop import begin, meta_steps
+from hyperrbp.problems.training.run import TrainingRun
 
 HERE = Path(__file__).parent
 MODELS = {
@@ -55,7 +55,7 @@ def experiment(data_root: Path, seed: int, settings: dict) -> Experiment:
     overrides = [
         ("", key, value) for key, value in {**settings, "seed": seed, "threads": 1}.items()
     ]
-    return Experiment(read(cookbook.built_in("cleaning"), overrides), data_root)
+    return Experiment(read(presets.built_in("cleaning"), overrides), data_root)
 
 
 def random(at: Experiment, seed: int) -> dict:
@@ -137,16 +137,16 @@ def report(out: Path) -> None:
         return f"{mean(values):.2f}% ± {stdev(values):.2f}"
 
     def raced(name: str) -> list[str]:
-        """Of each model: the median of the contestant's seeds, and the seconds that it had."""
+        """Of each model: the median of the optimizer's seeds, and the seconds that it had."""
         cells = []
         for model in found:
-            file = out / f"contest-{model.split()[0]}" / "contest.json"
+            file = out / f"contest-{model.split()[0]}" / "benchmark.json"
             race = json.loads(file.read_text())
-            (row,) = (row for row in race["rows"] if row["contestant"] == name)
+            (row,) = (row for row in race["rows"] if row["optimizer"] == name)
             cells.append(f"{100 * row['heldout_accuracy']:.2f}% ({race['budget_seconds']:g} s)")
         return cells
 
-    told_apart = {
+    above_noise = {
         model: mean(
             (
                 sum(w > 1 for w in run["weights"]["right"])
@@ -179,7 +179,7 @@ deviation. One thread; {" and ".join(f"{s:.0f} s of it ({m})" for m, s in second
 {chr(10).join(lines)}
 
 A weight above 1, where all began, tells a right label from a wrong one in
-{" and ".join(f"{100 * share:.1f}% of the digits ({m})" for m, share in told_apart.items())}.
+{" and ".join(f"{100 * share:.1f}% of the digits ({m})" for m, share in above_noise.items())}.
 
 ![weights](../figures/cleaning.png)
 """

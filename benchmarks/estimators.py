@@ -18,10 +18,10 @@ from statistics import median
 from typing import Any
 
 from hyperrbp import Averaging, Experiment, Hypergradient, hypergradient
-from hyperrbp.agreement import agreement
-from hyperrbp.cookbook import find
-from hyperrbp.errors import HyperrbpError
-from hyperrbp.recipe import read
+from hyperrbp.config.presets import find
+from hyperrbp.config.recipe import read
+from hyperrbp.exceptions import HyperrbpError
+from hyperrbp.hypergradients.agreement import agreement
 
 # method, estimator, minibatches M, series
 SETTINGS = [

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hyperrbp.checkpoint import finite, write_atomically
+from hyperrbp.experiments.checkpoint import finite, write_atomically
 
 
 def kept(file: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:

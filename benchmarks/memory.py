@@ -18,9 +18,9 @@ from statistics import median, quantiles
 import torch
 
 from hyperrbp import Hopfield, steady_state
-from hyperrbp.checkpoint import write_atomically
-from hyperrbp.meter import LiveBytes
-from hyperrbp.report.console import human_bytes
+from hyperrbp.experiments.checkpoint import write_atomically
+from hyperrbp.reporting.terminal import human_bytes
+from hyperrbp.runtime.metering import LiveBytes
 
 IMAGES, TRUNC, UPDATES = 10, 20, 50
 

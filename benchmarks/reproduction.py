@@ -11,8 +11,8 @@ import json
 import shutil
 from pathlib import Path
 
-from hyperrbp.checkpoint import write_atomically
-from hyperrbp.reproduce import ARTEFACTS
+from hyperrbp.experiments.checkpoint import write_atomically
+from hyperrbp.paper import ARTIFACTS
 
 PICTURES = ("figure1", "figureA1", "figure4")
 HELD = {True: "held", False: "did not hold", None: "not said"}
@@ -20,14 +20,14 @@ HELD = {True: "held", False: "did not hold", None: "not said"}
 
 def row(document: dict) -> str:
     quick = " --quick" if document["quick"] else ""
-    cells = [
+    run_specs = [
         document["title"].split(":")[0],
-        f"`hyperrbp reproduce {document['artefact']}{quick}`",
+        f"`hyperrbp reproduce {document['artifact']}{quick}`",
         document["claim"],
         f"**{HELD[document['held']]}**: {document['verdict']}",
         document["scale"],
     ]
-    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
+    return f"| {' | '.join(spec.replace('|', '/') for spec in run_specs)} |"
 
 
 def main() -> None:
@@ -38,7 +38,7 @@ def main() -> None:
     given = parser.parse_args()
     documents = [
         json.loads(file.read_text(encoding="utf-8"))
-        for name in ARTEFACTS
+        for name in ARTIFACTS
         if (file := given.folder / f"{name}.json").is_file()
     ]
     found = documents[0]["environment"]

@@ -19,16 +19,16 @@ import matplotlib
 import torch
 from torch import Tensor
 
-from hyperrbp.checkpoint import write_atomically
-from hyperrbp.gradients.anderson import Anderson
-from hyperrbp.gradients.cg import ConjugateGradient
-from hyperrbp.gradients.gmres import Gmres
-from hyperrbp.gradients.implicit import ImplicitMethod
-from hyperrbp.gradients.lsqr import Lsqr
-from hyperrbp.gradients.neumann import Neumann
-from hyperrbp.gradients.rbp import Rbp
-from hyperrbp.report.figures import save
-from hyperrbp.report.reproduction import COLOURS
+from hyperrbp.experiments.checkpoint import write_atomically
+from hyperrbp.hypergradients.anderson import Anderson
+from hyperrbp.hypergradients.cg import ConjugateGradient
+from hyperrbp.hypergradients.gmres import Gmres
+from hyperrbp.hypergradients.implicit import ImplicitMethod
+from hyperrbp.hypergradients.lsqr import Lsqr
+from hyperrbp.hypergradients.neumann import Neumann
+from hyperrbp.hypergradients.rbp import Rbp
+from hyperrbp.reporting.figures import save
+from hyperrbp.reporting.reproduction import COLOURS
 
 N = 120
 CASES = [(condition, dtype) for condition in (1e4, 1e6) for dtype in (torch.float32, torch.float64)]

@@ -28,12 +28,12 @@ import torch
 from torch import nn
 
 from hyperrbp import Averaging, Experiment, GradientSettings, MetaSettings, TrainingRun, descend
-from hyperrbp.cookbook import find
-from hyperrbp.gradients import hypergradient
-from hyperrbp.meter import LiveBytes, PhaseMeter, SavedBytes
-from hyperrbp.recipe import read
-from hyperrbp.report.console import human_bytes
-from hyperrbp.report.figures import log_log_slope
+from hyperrbp.config.presets import find
+from hyperrbp.config.recipe import read
+from hyperrbp.hypergradients import hypergradient
+from hyperrbp.reporting.figures import log_log_exponent
+from hyperrbp.reporting.terminal import human_bytes
+from hyperrbp.runtime.metering import LiveBytes, PhaseMeter, SavedBytes
 
 RECIPE_AVERAGING = Averaging(minibatches=50, series=2)  # the mnist recipe's
 METHODS = {
@@ -329,7 +329,7 @@ def markdown(document: Mapping[str, Any]) -> str:
             cells = [name, ", ".join(f"{point['size']:,}" for point in points)]
             for key, show in (("seconds", lambda v: f"{v:.3g}"), ("kept", human_bytes)):
                 cells.append(", ".join(show(point[key]) for point in points))
-                slope = log_log_slope([(point["size"], point[key]) for point in points])
+                slope = log_log_exponent([(point["size"], point[key]) for point in points])
                 cells.append(f"{slope:.2f}")
             lines.append(f"| {' | '.join(cells)} |")
         lines.append("")

@@ -17,11 +17,11 @@ from pathlib import Path
 from rich.console import Console
 
 from hyperrbp import tune_recipe
-from hyperrbp.check import check_recipe
-from hyperrbp.cookbook import find
-from hyperrbp.recipe import read
-from hyperrbp.report.check import draw_check, page
-from hyperrbp.report.console import Dashboard, answer, state_table
+from hyperrbp.config.presets import find
+from hyperrbp.config.recipe import read
+from hyperrbp.experiments.check import check_recipe
+from hyperrbp.reporting.check import draw_check, page
+from hyperrbp.reporting.terminal import Dashboard, answer, state_table
 
 
 class Halfway(Dashboard):

@@ -24,17 +24,23 @@ from pathlib import Path
 import torch
 from in_parts import kept
 
-from hyperrbp import cookbook
-from hyperrbp.agreement import agreement
-from hyperrbp.auto import Auto
-from hyperrbp.candidates import choose, evaluate, exact_candidate, label, methods_at
-from hyperrbp.checkpoint import write_atomically
-from hyperrbp.descent import Chooser, GradientSettings, MetaSettings, descend
-from hyperrbp.diagnostics.last_state import EXACT, LastState
-from hyperrbp.errors import DivergedError, UsageError
-from hyperrbp.experiment import Experiment
-from hyperrbp.gradients import Averaging
-from hyperrbp.recipe import read
+from hyperrbp.config import presets as presets
+from hyperrbp.config.recipe import read
+from hyperrbp.exceptions import DivergedError, UsageError
+from hyperrbp.experiments.checkpoint import write_atomically
+from hyperrbp.experiments.experiment import Experiment
+from hyperrbp.hypergradients import Averaging
+from hyperrbp.hypergradients.agreement import agreement
+from hyperrbp.hypergradients.diagnostics.last_state import EXACT, LastState
+from hyperrbp.hypergradients.method_selection import (
+    choose,
+    evaluate,
+    exact_candidate,
+    label,
+    methods_at,
+)
+from hyperrbp.optimizers.adam import Chooser, GradientSettings, MetaSettings, descend
+from hyperrbp.optimizers.auto_method import Auto
 
 LENGTHS = (100, 500, 1000, 1500)
 TRUNCS = (10, 50, 100)
@@ -46,7 +52,7 @@ EPOCH, FEW = 50, 10  # minibatches
 
 def experiment(steps: int, data_root: Path) -> Experiment:
     overrides = [("T", "inner.steps", steps), ("threads", "threads", 1)]
-    return Experiment(read(cookbook.built_in("mnist"), overrides), data_root)
+    return Experiment(read(presets.built_in("mnist"), overrides), data_root)
 
 
 def field() -> Iterator[GradientSettings]:
@@ -116,7 +122,7 @@ def choice(at: LastState, exact: Sequence[float]) -> dict:
     return {"label": found.chosen.label, "why": found.why}
 
 
-def contestants(now: Experiment) -> dict[str, GradientSettings | Chooser]:
+def optimizer_runs(now: Experiment) -> dict[str, GradientSettings | Chooser]:
     averaging = now.gradient.averaging
     return {
         "auto": Auto(now.gradient, seed=now.recipe.seed),
@@ -133,7 +139,7 @@ def race(out: Path, data_root: Path) -> None:
     for steps, budget in BUDGETS.items():
         now = experiment(steps, data_root)
         now.problem().prepare(now.theta)
-        for name, gradient in contestants(now).items():
+        for name, gradient in optimizer_runs(now).items():
             found = kept(
                 out / f"race-T{steps}-{name}.json",
                 lambda: run_for(now, gradient, budget),  # noqa: B023

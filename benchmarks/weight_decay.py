@@ -21,13 +21,13 @@ from statistics import mean, median, stdev
 import torch
 from in_parts import kept, measure_or_report
 
-from hyperrbp import cookbook
-from hyperrbp.agreement import agreement
-from hyperrbp.descent import GradientSettings, MetaState, descend
-from hyperrbp.diagnostics.last_state import EXACT
-from hyperrbp.experiment import Experiment
-from hyperrbp.gradients import Averaging
-from hyperrbp.recipe import read
+from hyperrbp.config import presets as presets
+from hyperrbp.config.recipe import read
+from hyperrbp.experiments.experiment import Experiment
+from hyperrbp.hypergradients import Averaging
+from hyperrbp.hypergradients.agreement import agreement
+from hyperrbp.hypergradients.diagnostics.last_state import EXACT
+from hyperrbp.optimizers.adam import GradientSettings, MetaState, descend
 
 SEEDS = range(10)
 GRID = [10 ** (-5 + 4 * i / 29) for i in range(30)]
@@ -36,7 +36,7 @@ RESULTS = Path(__file__).parent / "results" / "weight-decay.md"
 
 def experiment(data_root: Path, seed: int, **settings: object) -> Experiment:
     overrides = [("", key, value) for key, value in {"seed": seed, **settings}.items()]
-    return Experiment(read(cookbook.built_in("decay"), overrides), data_root)
+    return Experiment(read(presets.built_in("decay"), overrides), data_root)
 
 
 def measures(at: Experiment, theta: torch.Tensor) -> dict[str, float]:

@@ -9,58 +9,58 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hyperrbp.descent import GradientSettings as GradientSettings
-    from hyperrbp.descent import MetaSettings as MetaSettings
-    from hyperrbp.descent import descend as descend
-    from hyperrbp.diagnostics.examination import Examination as Examination
-    from hyperrbp.diagnostics.examination import Scope as Scope
-    from hyperrbp.diagnostics.examination import examine as examine
-    from hyperrbp.diagnostics.verdict import Verdict as Verdict
-    from hyperrbp.dynamics import Problem as Problem
-    from hyperrbp.errors import HyperrbpError as HyperrbpError
-    from hyperrbp.experiment import Experiment as Experiment
-    from hyperrbp.gradients import Averaging as Averaging
-    from hyperrbp.gradients import Hypergradient as Hypergradient
-    from hyperrbp.gradients import hypergradient as hypergradient
-    from hyperrbp.implicit_layer import Diagnosis as Diagnosis
-    from hyperrbp.implicit_layer import steady_state as steady_state
-    from hyperrbp.problems.batches import Batch as Batch
-    from hyperrbp.problems.batches import ShuffledBatches as ShuffledBatches
+    from hyperrbp.config.recipe import Recipe as Recipe
+    from hyperrbp.data.batches import Batch as Batch
+    from hyperrbp.data.batches import ShuffledBatches as ShuffledBatches
+    from hyperrbp.exceptions import HyperrbpError as HyperrbpError
+    from hyperrbp.experiments.experiment import Experiment as Experiment
+    from hyperrbp.experiments.train import train_recipe as train_recipe
+    from hyperrbp.experiments.tune import tune_recipe as tune_recipe
+    from hyperrbp.hypergradients import Averaging as Averaging
+    from hyperrbp.hypergradients import Hypergradient as Hypergradient
+    from hyperrbp.hypergradients import hypergradient as hypergradient
+    from hyperrbp.hypergradients.diagnostics.examination import Examination as Examination
+    from hyperrbp.hypergradients.diagnostics.examination import Scope as Scope
+    from hyperrbp.hypergradients.diagnostics.examination import examine as examine
+    from hyperrbp.hypergradients.diagnostics.verdict import Verdict as Verdict
+    from hyperrbp.hypergradients.implicit_layer import Diagnosis as Diagnosis
+    from hyperrbp.hypergradients.implicit_layer import steady_state as steady_state
+    from hyperrbp.optimizers.adam import GradientSettings as GradientSettings
+    from hyperrbp.optimizers.adam import MetaSettings as MetaSettings
+    from hyperrbp.optimizers.adam import descend as descend
+    from hyperrbp.problems.base import Problem as Problem
     from hyperrbp.problems.fixed_point import FixedPoint as FixedPoint
     from hyperrbp.problems.graph_net import GraphNet as GraphNet
     from hyperrbp.problems.hopfield import Hopfield as Hopfield
-    from hyperrbp.problems.training import TrainingRun as TrainingRun
-    from hyperrbp.recipe import Recipe as Recipe
-    from hyperrbp.train import train_recipe as train_recipe
-    from hyperrbp.tune import tune_recipe as tune_recipe
+    from hyperrbp.problems.training.run import TrainingRun as TrainingRun
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Averaging": "hyperrbp.gradients",
-    "Batch": "hyperrbp.problems.batches",
-    "Diagnosis": "hyperrbp.implicit_layer",
-    "Examination": "hyperrbp.diagnostics.examination",
-    "Experiment": "hyperrbp.experiment",
+    "Averaging": "hyperrbp.hypergradients",
+    "Batch": "hyperrbp.data.batches",
+    "Diagnosis": "hyperrbp.hypergradients.implicit_layer",
+    "Examination": "hyperrbp.hypergradients.diagnostics.examination",
+    "Experiment": "hyperrbp.experiments.experiment",
     "FixedPoint": "hyperrbp.problems.fixed_point",
-    "GradientSettings": "hyperrbp.descent",
+    "GradientSettings": "hyperrbp.optimizers.adam",
     "GraphNet": "hyperrbp.problems.graph_net",
     "Hopfield": "hyperrbp.problems.hopfield",
-    "Hypergradient": "hyperrbp.gradients",
-    "HyperrbpError": "hyperrbp.errors",
-    "MetaSettings": "hyperrbp.descent",
-    "Problem": "hyperrbp.dynamics",
-    "Recipe": "hyperrbp.recipe",
-    "Scope": "hyperrbp.diagnostics.examination",
-    "ShuffledBatches": "hyperrbp.problems.batches",
-    "TrainingRun": "hyperrbp.problems.training",
-    "Verdict": "hyperrbp.diagnostics.verdict",
-    "descend": "hyperrbp.descent",
-    "examine": "hyperrbp.diagnostics.examination",
-    "hypergradient": "hyperrbp.gradients",
-    "steady_state": "hyperrbp.implicit_layer",
-    "train_recipe": "hyperrbp.train",
-    "tune_recipe": "hyperrbp.tune",
+    "Hypergradient": "hyperrbp.hypergradients",
+    "HyperrbpError": "hyperrbp.exceptions",
+    "MetaSettings": "hyperrbp.optimizers.adam",
+    "Problem": "hyperrbp.problems.base",
+    "Recipe": "hyperrbp.config.recipe",
+    "Scope": "hyperrbp.hypergradients.diagnostics.examination",
+    "ShuffledBatches": "hyperrbp.data.batches",
+    "TrainingRun": "hyperrbp.problems.training.run",
+    "Verdict": "hyperrbp.hypergradients.diagnostics.verdict",
+    "descend": "hyperrbp.optimizers.adam",
+    "examine": "hyperrbp.hypergradients.diagnostics.examination",
+    "hypergradient": "hyperrbp.hypergradients",
+    "steady_state": "hyperrbp.hypergradients.implicit_layer",
+    "train_recipe": "hyperrbp.experiments.train",
+    "tune_recipe": "hyperrbp.experiments.tune",
 }
 
 __all__ = ["__version__", *sorted(_HOMES)]

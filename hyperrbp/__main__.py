@@ -13,7 +13,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _leave)
-    from hyperrbp.cli import main as run
+    from hyperrbp.cli.app import main as run
 
     run()
 

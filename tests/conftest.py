@@ -16,21 +16,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hyperrbp import checkpoint
-from hyperrbp.dynamics import Problem
-from hyperrbp.problems.batches import Batch, ShuffledBatches
+from hyperrbp.data.batches import Batch, ShuffledBatches
+from hyperrbp.experiments import checkpoint
+from hyperrbp.experiments.export import EXAMPLE_WEIGHTS, WEIGHT_DECAY
+from hyperrbp.experiments.run_folder import RunFolder
+from hyperrbp.problems.base import Problem
 from hyperrbp.problems.fixed_point import FixedPoint
 from hyperrbp.problems.graph_net import GraphNet
 from hyperrbp.problems.hopfield import Hopfield
-from hyperrbp.problems.training import TrainingRun
-from hyperrbp.report.export import EXAMPLE_WEIGHTS, WEIGHT_DECAY
-from hyperrbp.run_folder import RunFolder
+from hyperrbp.problems.training.run import TrainingRun
 
 # A suite in the background is told to ignore Ctrl-C; the commands that it starts would, too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-pytest_plugins = ["promises", "pytester"]
 
 
 @dataclass
@@ -174,9 +171,18 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     [
         *("pytest", "matplotlib.pyplot", "sklearn.datasets", "torch._dynamo"),
-        *("hyperrbp.cli", "hyperrbp.tune", "hyperrbp.train", "hyperrbp.measurement"),
-        *("hyperrbp.report.check", "hyperrbp.report.comparison", "hyperrbp.report.console"),
-        *("hyperrbp.report.tensorboard", "hyperrbp.report.training_board"),
+        *(
+            "hyperrbp.cli.app",
+            "hyperrbp.experiments.tune",
+            "hyperrbp.experiments.train",
+            "hyperrbp.experiments.measurement",
+        ),
+        *(
+            "hyperrbp.reporting.check",
+            "hyperrbp.reporting.comparison",
+            "hyperrbp.reporting.terminal",
+        ),
+        *("hyperrbp.reporting.tensorboard", "hyperrbp.reporting.training_tensorboard"),
     ]
 )
 

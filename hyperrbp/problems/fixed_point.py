@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyperrbp.dynamics import Input, Linearization, Problem
-from hyperrbp.errors import UsageError
+from hyperrbp.exceptions import UsageError
+from hyperrbp.problems.base import Input, Linearization, Problem
 
 Parameters = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 """One tensor, or several by position or by name."""

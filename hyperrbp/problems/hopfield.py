@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hyperrbp.errors import UsageError
+from hyperrbp.exceptions import UsageError
 from hyperrbp.problems.convergent import ConvergentNetwork, Recurrence
 
 

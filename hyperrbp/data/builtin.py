@@ -1,0 +1,207 @@
+"""The data sets that a recipe can name: one function and one registry line each.
+
+Every set has a training part, in its original order, and a held-out part. Nothing is downloaded
+unless it is asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import math
+import os
+import tempfile
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hyperrbp.exceptions import DataError, what_it_says
+
+if TYPE_CHECKING:
+    from hyperrbp.data.batches import Batch
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A part to train on, and one held out.
+
+    Of a built-in set: inputs of shape (B, features) in [0, 1], float32, and classes of shape (B,),
+    int64. The user's own have shapes and values of their own, and where the order of ``train`` is
+    not theirs, its ``rows`` are their numbers.
+    """
+
+    train: Batch
+    heldout: Batch
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set by name, and what is known of it before it is read."""
+
+    load: Callable[[Path, bool], DataSet]  # (data root, whether to download)
+    train_examples: int
+    features: int
+    classes: int
+
+    @property
+    def image(self) -> tuple[int, int, int]:
+        """The shape of an input as the square gray image that it is."""
+        side = math.isqrt(self.features)
+        return 1, side, side
+
+
+def data_root(given: Path | None = None) -> Path:
+    """Where data sets live: the argument, else ``HYPERRBP_DATA``, else the user's cache folder."""
+    if given is not None:
+        return given.expanduser()
+    if named := os.environ.get("HYPERRBP_DATA"):
+        return Path(named).expanduser()
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("hyperrbp"))
+
+
+def load(name: str, root: Path, *, download: bool = False) -> DataSet:
+    """The data set called ``name`` (one of SOURCES).
+
+    Raises:
+        DataError: if it is missing, damaged, or not what its name promises.
+    """
+    source = SOURCES[name]
+    data = source.load(root, download)
+    for part in (data.train, data.heldout):
+        if len(part) == 0:
+            raise DataError(f"data set '{name}' in {root}: no examples")
+        if part.inputs.shape != (len(part.targets), source.features):
+            raise DataError(
+                f"data set '{name}' in {root}: {tuple(part.inputs.shape)} inputs for"
+                f" {len(part.targets)} labels; expected {source.features} features"
+            )
+        if not 0 <= int(part.targets.min()) <= int(part.targets.max()) < source.classes:
+            raise DataError(f"data set '{name}' in {root}: labels outside 0 … {source.classes - 1}")
+    return data
+
+
+def _digits(root: Path, download: bool) -> DataSet:
+    """1,797 real 8×8 digits, shipped with scikit-learn: 1,200 to train on, 597 held out."""
+    import torch
+    from sklearn.datasets import load_digits
+
+    from hyperrbp.data.batches import Batch
+
+    images, labels = load_digits(return_X_y=True)
+    inputs = torch.tensor(images, dtype=torch.float32) / 16
+    targets = torch.tensor(labels, dtype=torch.int64)
+    return DataSet(Batch(inputs[:1200], targets[:1200]), Batch(inputs[1200:], targets[1200:]))
+
+
+def _torchvision(class_name: str) -> Callable[[Path, bool], DataSet]:
+    """One of torchvision's 28×28 ten-class sets, from ``root/<class name>/raw``."""
+
+    def load_both(root: Path, download: bool) -> DataSet:
+        import torch
+        from torchvision import datasets
+
+        from hyperrbp.data.batches import Batch
+
+        folder = root / class_name / "raw"
+        kind = getattr(datasets, class_name)
+        files = [folder / archive.removesuffix(".gz") for archive, _ in kind.resources]
+        missing = {
+            file: md5
+            for file, (_, md5) in zip(files, kind.resources, strict=True)
+            if not file.is_file()
+        }
+        if missing and not download:
+            lacks = ", ".join(file.name for file in missing)
+            raise DataError(
+                f"{class_name} not found: {folder} lacks {lacks}; name the folder that"
+                f" {class_name} lies in with --data-root or HYPERRBP_DATA, or let it be downloaded"
+                " with --set data.download=true"
+            )
+
+        if missing:
+            _download(class_name, missing, folder)
+
+        def part(train: bool) -> Batch:
+            what = "training part" if train else "held-out part"
+            try:
+                read = kind(str(root), train=train)
+                images, targets = read.data, read.targets.to(torch.int64)
+            except MemoryError:
+                raise
+            except Exception as error:  # bytes that are not an idx file fail in any way at all
+                reason = " ".join(str(error).split()) or "it is damaged"
+                raise DataError(
+                    f"the {what} of {class_name} cannot be read from {folder}: {reason}"
+                ) from error
+            if len(images) != len(targets):
+                raise DataError(
+                    f"the {what} of {class_name} in {folder} has {len(images)} images for"
+                    f" {len(targets)} labels"
+                )
+            return Batch(images.flatten(1).to(torch.float32) / 255, targets)
+
+        return DataSet(part(train=True), part(train=False))
+
+    return load_both
+
+
+_MIRRORS = {
+    "MNIST": "https://ossci-datasets.s3.amazonaws.com/mnist",
+    "FashionMNIST": "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion",
+    "KMNIST": "https://codh.rois.ac.jp/kmnist/dataset/kmnist",
+}
+"""torchvision's own, where they speak https."""
+
+
+def _download(class_name: str, missing: Mapping[Path, str], folder: Path) -> None:
+    """Fetch files whose archives have these MD5 sums: all of them, or none.
+
+    Raises:
+        DataError: if one cannot be had as it was published.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    moved: list[Path] = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as scratch:
+            for file, md5 in missing.items():
+                archive = _fetched(f"{_MIRRORS[class_name]}/{file.name}.gz", md5)
+                Path(scratch, file.name).write_bytes(gzip.decompress(archive))
+            for file in missing:
+                Path(scratch, file.name).replace(file)
+                moved.append(file)
+    except MemoryError:
+        raise
+    except Exception as error:  # from three libraries at least
+        with contextlib.suppress(OSError):
+            for file in moved:
+                file.unlink()
+            for path in made:
+                path.rmdir()
+        reason = what_it_says(error)
+        raise DataError(f"{class_name} cannot be downloaded into {folder}: {reason}") from error
+
+
+def _fetched(address: str, md5: str) -> bytes:
+    """An archive as it was published. Not torchvision's download: that one falls back to http."""
+    with urllib.request.urlopen(address, timeout=60) as response:
+        archive: bytes = response.read()
+    found = hashlib.md5(archive, usedforsecurity=False).hexdigest()
+    if found != md5:
+        raise DataError(f"{address} is not the published file: its MD5 is {found}, expected {md5}")
+    return archive
+
+
+SOURCES: dict[str, Source] = {
+    "digits": Source(_digits, train_examples=1200, features=64, classes=10),
+    "mnist": Source(_torchvision("MNIST"), train_examples=60000, features=784, classes=10),
+    "fashion-mnist": Source(
+        _torchvision("FashionMNIST"), train_examples=60000, features=784, classes=10
+    ),
+    "kmnist": Source(_torchvision("KMNIST"), train_examples=60000, features=784, classes=10),
+}

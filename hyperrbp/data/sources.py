@@ -1,0 +1,170 @@
+"""Data of the user's own that a recipe can name: one class and one registry line a kind.
+
+Nothing here imports numerics: what a name means, and which options it takes, is known before
+anything is read. Only code runs code; the others are read as data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, get_args
+
+from pydantic import Field
+
+from hyperrbp.exceptions import UsageError
+from hyperrbp.runtime import user_code
+
+if TYPE_CHECKING:
+    from hyperrbp.data.builtin import DataSet
+
+TORCHVISION = "torchvision:"
+
+TORCHVISION_SETS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    **{
+        name: ({"train": True}, {"train": False})
+        for name in (
+            *("MNIST", "FashionMNIST", "KMNIST", "EMNIST", "QMNIST"),
+            *("USPS", "CIFAR10", "CIFAR100"),
+        )
+    },
+    **{
+        name: ({"split": "train"}, {"split": "test"})
+        for name in ("SVHN", "STL10", "GTSRB", "Flowers102", "DTD", "Food101")
+    },
+    "OxfordIIITPet": ({"split": "trainval"}, {"split": "test"}),
+}
+"""How each is asked for its two parts. Those that unpickle unverified files are not among them."""
+
+_Split = Literal["byclass", "bymerge", "balanced", "letters", "digits", "mnist"]
+SPLITS: dict[str, tuple[str, ...]] = {"EMNIST": get_args(_Split)}
+"""Those that are several sets, one of which the option ``split`` names."""
+
+_HeldOut = Annotated[float, Field(gt=0, lt=1)]
+_Pixels = Annotated[int, Field(ge=1, le=4096)]
+
+
+class Kind(Protocol):
+    """A kind of data set with its options."""
+
+    def load(self, name: str, root: Path, download: bool) -> DataSet:
+        """Inputs in their own shape, and targets as they are.
+
+        Raises:
+            DataError: if they are missing, damaged, or no examples.
+        """
+
+
+@dataclass(frozen=True)
+class ArrayFile:
+    """``mydata.npz``: x_train, y_train and x_test, y_test; or inputs and targets."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}
+
+    heldout: _HeldOut = 0.2
+    """The share that is held out, drawn at random, where the file has no test arrays."""
+    channels: Literal["first", "last"] | None = None
+    """Where the colours of an image stand: (C, H, W) or (H, W, C)."""
+
+    def load(self, name: str, root: Path, download: bool) -> DataSet:
+        """See :class:`Kind`."""
+        from hyperrbp.data.npz import load
+
+        return load(Path(name), self.heldout, self.channels)
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """``photos/``: train/<class>/*.png, and test/<class>/*.png or a part of the former."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}
+
+    size: _Pixels | None = None
+    """Resize to so many pixels a side."""
+    colors: Literal["gray", "rgb"] | None = None
+    """As the first image, if not given."""
+    heldout: _HeldOut = 0.2
+
+    def load(self, name: str, root: Path, download: bool) -> DataSet:
+        """See :class:`Kind`."""
+        from hyperrbp.data.images import load_folder
+
+        return load_folder(Path(name), self.size, self.colors, self.heldout)
+
+
+@dataclass(frozen=True)
+class TorchvisionSet:
+    """``torchvision:CIFAR10``, from the data root, as torchvision lays it out."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}
+
+    size: _Pixels | None = None
+    colors: Literal["gray", "rgb"] | None = None
+    split: _Split | None = None
+    """Which of EMNIST's six sets; the others have one each."""
+
+    def load(self, name: str, root: Path, download: bool) -> DataSet:
+        """See :class:`Kind`."""
+        from hyperrbp.data.torchvision_sets import load
+
+        kind = name.removeprefix(TORCHVISION)
+        return load(kind, root, download, self.size, self.colors, self.split)
+
+
+@dataclass(frozen=True)
+class Code:
+    """``file.py:function``, ``package.module:function``: ((x, y) to train on, (x, y) held out)."""
+
+    arguments: Mapping[str, Any]
+    modules: user_code.Modules
+
+    def load(self, name: str, root: Path, download: bool) -> DataSet:
+        """See :class:`Kind`."""
+        from hyperrbp.data.returned import load
+
+        return load(name, self.arguments, self.modules)
+
+
+KINDS: dict[str, type[ArrayFile] | type[ImageFolder] | type[TorchvisionSet] | type[Code]] = {
+    "file.npz": ArrayFile,
+    "folder/": ImageFolder,
+    "torchvision:NAME": TorchvisionSet,
+    "file.py:function": Code,
+}
+"""By what their names look like."""
+
+
+def kind_of(name: str) -> str | None:
+    """The key of KINDS for a name, if it looks like one."""
+    if name.startswith(TORCHVISION):
+        return "torchvision:NAME"
+    if user_code.is_code(name):
+        return "file.py:function"
+    if name.endswith(".npz") and len(name) > len(".npz"):
+        return "file.npz"
+    return "folder/" if name.endswith("/") else None
+
+
+def of(name: str, options: Mapping[str, Any], modules: user_code.Modules) -> Kind:
+    """The data set that a name of one of the kinds means; ``modules`` has the code of one.
+
+    Raises:
+        UsageError: if it is of no kind.
+    """
+    kind = kind_of(name)
+    if kind is None:
+        raise UsageError(f"data set '{name}': expected {', '.join(KINDS)}")
+    return Code(options, modules) if kind == "file.py:function" else KINDS[kind](**options)
+
+
+def located(name: str, folder: Path) -> str:
+    """The same name with an absolute path, where that was given relative to a folder."""
+    match kind_of(name):
+        case "file.py:function":
+            return user_code.located(name, folder)
+        case "file.npz":
+            return str(user_code.absolute(name, folder))
+        case "folder/":
+            return f"{user_code.absolute(name, folder)}/"
+    return name

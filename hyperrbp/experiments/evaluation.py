@@ -1,0 +1,43 @@
+"""What a trained network is worth on examples that it has not seen."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hyperrbp.data.batches import Batch
+from hyperrbp.problems.training.run import TrainingRun
+
+
+def measures(run: TrainingRun, h: Tensor, examples: Batch, loss: str) -> dict[str, float]:
+    """The loss; and the accuracy of classes, or else rmse and r2.
+
+    ``rmse`` is the root of the mean squared error over all outputs, ``r2`` the share of the
+    targets' variance that is explained: absent where there is none. A loss of the user's own whose
+    outputs are not those of a classifier, nor shaped as the targets are, is reported alone.
+    """
+    total, outputs = 0.0, []
+    with torch.no_grad():
+        parameters = run.objective.pieces(h.detach()[: run.weights])
+        for share, x in examples.chunks():
+            outputs.append(run.objective.outputs(parameters, x.inputs))
+            total += share * float(run.objective.loss_of(outputs[-1], x[:2]))
+        made = torch.cat(outputs)
+    targets = examples.targets
+    found = {"loss": total}
+    if not targets.is_floating_point():
+        if targets.dim() == 1 and made.dim() == 2 and made.shape[1] > 1:
+            correct = int((made.argmax(1) == targets).sum())
+            return found | {"accuracy": correct / len(examples)}
+        return found
+    if made.numel() != targets.numel():
+        return found
+    made = made.reshape(targets.shape).double()
+    targets = targets.double()
+    if loss == "binary-cross-entropy":
+        right = (made > 0) == (targets > 0.5)
+        return found | {"accuracy": float(right.double().mean())}
+    wrong = float((made - targets).square().mean())
+    spread = float((targets - targets.mean(0)).square().mean())
+    found["rmse"] = wrong**0.5
+    return found | {"r2": 1 - wrong / spread} if spread > 0 else found

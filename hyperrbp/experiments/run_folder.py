@@ -1,0 +1,284 @@
+"""A run's folder: what is in it, and what may be done with one that exists.
+
+================================  ================================================================
+``recipe.yaml``                   the recipe as it was run, every key spelt out
+``records.jsonl``                 one JSON record a meta step, epoch or stretch of training steps
+``checkpoint.json``               where to go on; ``train`` has its tensors in a file beside it
+``checkpoint.previous.json``      the one before it, for the day that it is damaged
+``.lock``                         while the run goes on: whose it is
+``result.json``                   the answer
+``hyperparameters.yaml``          ``tune``: the tuned hyperparameters, in summary where very many
+``sgd_parameter_groups.py``       ``tune``: the same, as parameter groups for ``torch.optim.SGD``
+``weight_decay.safetensors``      ``tune``: for it, where every weight has a weight decay of its own
+``example_weights.safetensors``   ``tune``: for it, where every training example has a weight
+``weights.safetensors``           ``train``: the trained weights, by parameter name
+``events/``                       TensorBoard
+================================  ================================================================
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from hyperrbp.config.recipe import Recipe, read_any
+from hyperrbp.config.schema import AnyRecipe
+from hyperrbp.exceptions import CheckpointError, StorageError, UsageError
+from hyperrbp.experiments import checkpoint
+from hyperrbp.runtime.locks import LOCK, held
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+
+def default_folder(name: str) -> Path:
+    """``runs/<name>-<UTC time>``."""
+    return Path("runs") / f"{name}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+
+
+@contextmanager
+def open_run(run: Path | RunFolder, resume: bool) -> Iterator[RunFolder]:
+    """The folder of a run to begin, or to go on with, for this process alone.
+
+    Args:
+        run: the folder; one that is open already is passed on as it is.
+        resume: go on with the run in it.
+
+    Raises:
+        UsageError: if there is something in it already, or nothing to go on with.
+        LockError: if another process is using it.
+        StorageError: if it cannot be made.
+    """
+    if isinstance(run, RunFolder):
+        yield run
+        return
+    folder = RunFolder(run)
+    if resume and not folder.recipe_file.exists():
+        raise UsageError(f"--resume: there is no run in {folder.path}")
+    if not resume and not (folder.path / LOCK).exists():
+        folder.check_new()
+    with held(folder.path):
+        if not resume:
+            folder.check_new()
+        yield folder
+
+
+class RunFolder:
+    """The folder of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.recipe_file = path / "recipe.yaml"
+        self.records_file = path / "records.jsonl"
+        self.checkpoint_file = path / "checkpoint.json"
+        self.result_file = path / "result.json"
+        self.yaml_file = path / "hyperparameters.yaml"
+        self.groups_file = path / "sgd_parameter_groups.py"
+        self.weights_file = path / "weights.safetensors"
+        self.events = path / "events"
+        self.inexact_resumes: list[dict[str, Any]] = []
+        """What had changed ({key: [old, new]}) each time it went on elsewhere."""
+
+    def check_new(self) -> None:
+        """Refuse a folder that has something in it.
+
+        Raises:
+            UsageError: if it does, or is no folder.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise UsageError(f"--out {self.path}: not a folder")
+        ours = {self.path / LOCK, *checkpoint.leftovers(self.path)}
+        if self.path.is_dir() and set(self.path.iterdir()) - ours:
+            raise UsageError(
+                f"--out {self.path}: the folder is not empty; choose another, or go on with the run"
+                " in it with --resume"
+            )
+
+    def create(self, recipe: AnyRecipe) -> None:
+        """Make the folder and write the recipe into it; sweep up what a killed run left."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            for leftover in checkpoint.leftovers(self.path):
+                leftover.unlink()
+        except OSError as error:
+            raise StorageError(f"{self.path}: {error.strerror or error}") from error
+        checkpoint.write_atomically(self.recipe_file, recipe.to_yaml())
+
+    def check_same(self, recipe: AnyRecipe) -> None:
+        """Refuse to go on with another recipe than the one that the run began with.
+
+        Raises:
+            CheckpointError: naming each key that differs.
+        """
+        began = read_any(self.recipe_file).model_dump()
+        changes = [
+            f"{key}: {old!r} → {new!r}"
+            for key, old, new in _differences(began, recipe.model_dump())
+            if key not in (*recipe.may_change, *_MACHINE)
+        ]
+        if changes:
+            raise CheckpointError(
+                f"{self.path} was begun with another recipe ({'; '.join(changes)}); only"
+                f" {', '.join(recipe.may_change)} may change on --resume"
+            )
+
+    # --- checkpoints ------------------------------------------------------------------------------
+
+    def save(
+        self,
+        content: Mapping[str, Any],
+        environment: Mapping[str, Any],
+        tensors: dict[str, Tensor] | None = None,
+    ) -> None:
+        """Write a checkpoint; the one before it is kept."""
+        known = {"environment": dict(environment), "inexact_resumes": self.inexact_resumes}
+        checkpoint.save(self.checkpoint_file, {**content, **known}, tensors)
+
+    def load(
+        self, environment: Mapping[str, Any], inexact: bool = False
+    ) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+        """The newest whole checkpoint and its tensors; None if the run was killed before its first.
+
+        Args:
+            environment: what the bits of the steps to come depend on.
+            inexact: go on also where that was another for the steps taken; it is logged, and stands
+                in the result.
+
+        Raises:
+            CheckpointError: if there is none that is whole, or without ``inexact``.
+        """
+        if not checkpoint.exists(self.checkpoint_file) and not self.records():
+            return None
+        content, tensors = checkpoint.load(self.checkpoint_file)
+        try:
+            then, self.inexact_resumes = content["environment"], content["inexact_resumes"]
+            changed = {key: [old, new] for key, old, new in _differences(then, environment)}
+        except (KeyError, AttributeError) as error:
+            raise CheckpointError(
+                f"{self.checkpoint_file}: not of this version ({error})"
+            ) from None
+        if changed:
+            listed = "; ".join(f"{key}: {old!r} → {new!r}" for key, (old, new) in changed.items())
+            if not inexact:
+                raise CheckpointError(
+                    f"{self.path} was begun elsewhere ({listed}), where the same steps give other"
+                    " bits; go there, or go on with --inexact-resume: the run is then no longer"
+                    " one that its recipe repeats bit for bit"
+                )
+            log.warning(
+                "going on elsewhere (%s): the run is no longer one that its recipe repeats bit for"
+                " bit",
+                listed,
+            )
+            self.inexact_resumes = [*self.inexact_resumes, changed]
+        return content, tensors
+
+    @property
+    def verb(self) -> str:
+        """The command that made this run: what it records tells."""
+        trains = self.recipe_file.exists() and not isinstance(read_any(self.recipe_file), Recipe)
+        first = next(iter(self.records()), {})
+        return "train" if trains or "step" in first else "tune"
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Add a record, and see it on the disk."""
+        try:
+            with self.records_file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise StorageError(f"{self.records_file}: {error.strerror or error}") from error
+
+    def records(self) -> list[dict[str, Any]]:
+        """All whole records; a torn last line is left out."""
+        try:
+            lines = self.records_file.read_text(encoding="utf-8", errors="replace").splitlines()
+        except FileNotFoundError:
+            return []
+        records = []
+        for number, line in enumerate(lines, start=1):
+            try:
+                record = json.loads(line)
+            except ValueError:
+                if number < len(lines):
+                    raise CheckpointError(
+                        f"{self.records_file}:{number}: not a record; the file is damaged"
+                    ) from None
+                break
+            records.append(record)
+        return records
+
+    def forget_from(self, unit: str, number: int) -> None:
+        """Drop the records from this number on, which will be taken again."""
+        kept = [record for record in self.records() if record[unit] < number]
+        checkpoint.write_atomically(
+            self.records_file, "".join(json.dumps(record) + "\n" for record in kept)
+        )
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """The answer, for machines."""
+        checkpoint.write_atomically(self.result_file, json.dumps(result, indent=2) + "\n")
+
+    def write_hyperparameters(
+        self,
+        hyperparameters: Mapping[str, Any],
+        parameter_groups: str,
+        tensors: Mapping[str, dict[str, Tensor]],
+    ) -> None:
+        """The answer of a tuning run, for people and for the next training script.
+
+        ``tensors`` are those that the script reads, by the name of their file.
+        """
+        checkpoint.write_atomically(
+            self.yaml_file, yaml.safe_dump(dict(hyperparameters), sort_keys=False)
+        )
+        checkpoint.write_atomically(self.groups_file, parameter_groups)
+        for name, packed in tensors.items():
+            checkpoint.write_atomically(self.path / name, checkpoint.packed_tensors(packed))
+
+    def result(self) -> dict[str, Any]:
+        """The answer of a finished run.
+
+        Raises:
+            CheckpointError: if there is none.
+        """
+        try:
+            result = json.loads(self.result_file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            hint = (
+                f"; it is unfinished: hyperrbp {self.verb} {self.path} --resume"
+                if self.recipe_file.exists()
+                else ""
+            )
+            raise CheckpointError(f"{self.path} holds no result{hint}") from None
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{self.result_file} cannot be read: {error}") from None
+        if not isinstance(result, dict):
+            raise CheckpointError(f"{self.result_file} holds no result")
+        return result
+
+
+_MACHINE = ("device", "threads")
+"""Keys of a recipe that say where it runs: the checkpoint watches over them."""
+
+
+def _differences(
+    old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    for key in {**old, **new}:
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            yield from _differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            yield f"{prefix}{key}", before, after

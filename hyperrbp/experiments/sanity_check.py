@@ -1,0 +1,105 @@
+"""A network and a loss of the user's own are tried on two examples before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from hyperrbp.config.recipe import Recipe
+from hyperrbp.data.batches import Batch
+from hyperrbp.exceptions import UsageError, one_line, speaks_for_itself
+from hyperrbp.experiments.data_module import Examples
+from hyperrbp.problems.training.run import TrainingRun
+from hyperrbp.runtime import user_code
+
+_TWICE = 32
+"""Examples that a network is shown twice: rare random numbers are among so many outputs."""
+
+
+def look(run: TrainingRun, train: Batch, recipe: Recipe, examples: Examples) -> None:
+    """See that outputs and losses are what a training run can use.
+
+    Raises:
+        UsageError: if the network or the loss fails, makes something of the wrong shape, something
+            else the second time, or what cannot be differentiated twice.
+    """
+    x = Batch(train.inputs[:2], train.targets[:2])
+    parameters = run.objective.pieces(run.objective.initial_weights())
+    model = _named("model", recipe.model.name)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        try:
+            made = run.objective.outputs(parameters, x.inputs)
+        except Exception as error:
+            if speaks_for_itself(error):
+                raise
+            what = f"{model}, on inputs of shape {_of(x.inputs)}"
+            raise UsageError(f"{what}: {one_line(error)}") from error
+        _see_outputs(made, len(x), model, examples)
+        shown = train.inputs[:_TWICE]
+        first, again = (run.objective.outputs(parameters, shown) for _ in _seeds())
+        _see_twice(first, again, model)
+        loss = _named("inner.loss", examples.loss_name)
+        try:
+            losses = examples.loss(made, x.targets)
+        except Exception as error:
+            if speaks_for_itself(error):
+                raise
+            what = f"{loss}, on outputs of shape {_of(made)} and targets of {_of(x.targets)}"
+            raise UsageError(f"{what}: {one_line(error)}") from error
+    if not isinstance(losses, Tensor) or not losses.is_floating_point():
+        raise UsageError(f"{loss} made {type(losses).__name__}; expected a tensor of floats")
+    if losses.shape not in ((), (len(x),)):
+        raise UsageError(
+            f"{loss} made losses of shape {tuple(losses.shape)} for {len(x)} examples; expected one"
+            f" an example, ({len(x)},), or their mean, ()"
+        )
+    w = run.objective.initial_weights().requires_grad_()
+    try:
+        with torch.enable_grad():
+            gradient = run.objective.differentiable_gradient(w, x[:2])
+            if gradient.requires_grad:  # or else the loss is affine
+                torch.autograd.grad(gradient.sum(), w)
+    except Exception as error:
+        if speaks_for_itself(error):
+            raise
+        both = f"{loss} of {model}"
+        raise UsageError(f"{both} cannot be differentiated twice: {one_line(error)}") from error
+
+
+def _seeds() -> Iterator[int]:
+    """Two of them, set one after the other in PyTorch's generator."""
+    for seed in (0, 1):
+        torch.default_generator.manual_seed(seed)
+        yield seed
+
+
+def _see_outputs(made: Tensor, count: int, model: str, examples: Examples) -> None:
+    if not isinstance(made, Tensor) or made.dim() == 0 or len(made) != count:
+        shape = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
+        raise UsageError(
+            f"{model} made {shape} of {count} examples; expected a tensor of shape ({count}, …)"
+        )
+    if examples.loss_name == "cross-entropy" and made.shape != (count, examples.outputs):
+        raise UsageError(
+            f"{model} made outputs of shape {tuple(made.shape)} of {count} examples; expected"
+            f" ({count}, {examples.outputs}), one for each class"
+        )
+
+
+def _see_twice(first: Tensor, again: Tensor, model: str) -> None:
+    tolerance = 1e-4 * float(first.nan_to_num().abs().max())
+    if not torch.allclose(first, again, rtol=0.0, atol=tolerance, equal_nan=True):
+        raise UsageError(
+            f"{model} made something else of the same examples the second time; a network that"
+            " draws random numbers or keeps a state is not supported: dropout with p = 0"
+        )
+
+
+def _named(key: str, name: str) -> str:
+    return user_code.described(name) if user_code.is_code(name) else f"{key} {name}"
+
+
+def _of(tensor: Tensor) -> str:
+    return str(tuple(tensor.shape))

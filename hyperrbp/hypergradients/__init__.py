@@ -1,0 +1,141 @@
+"""The gradient methods: one file each, one line in the registry."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, cast
+
+from hyperrbp.exceptions import UsageError
+from hyperrbp.hypergradients.method import Averaging, Hypergradient, Method, Phase, Task, unmetered
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from hyperrbp.problems.base import Problem
+
+# Import paths rather than classes: a recipe is validated without importing any numerics.
+METHODS: dict[str, str] = {
+    "bptt": "hyperrbp.hypergradients.bptt:Bptt",
+    "tbptt": "hyperrbp.hypergradients.tbptt:Tbptt",
+    "rbp": "hyperrbp.hypergradients.rbp:Rbp",
+    "cg": "hyperrbp.hypergradients.cg:ConjugateGradient",
+    "neumann": "hyperrbp.hypergradients.neumann:Neumann",
+    "forward": "hyperrbp.hypergradients.forward:Forward",
+    "lsqr": "hyperrbp.hypergradients.lsqr:Lsqr",
+    "gmres": "hyperrbp.hypergradients.gmres:Gmres",
+    "anderson": "hyperrbp.hypergradients.anderson:Anderson",
+}
+
+
+def method_class(name: str) -> type[Method]:
+    """The class registered under ``name``."""
+    if name not in METHODS:
+        near = difflib.get_close_matches(name, METHODS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UsageError(f"unknown gradient method '{name}'; there are {', '.join(METHODS)}{hint}")
+    module, attribute = METHODS[name].split(":")
+    return cast(type[Method], getattr(import_module(module), attribute))
+
+
+def hypergradient(
+    problem: Problem,
+    theta: Tensor,
+    method: str | Method = "neumann",
+    *,
+    trunc: int = 50,
+    averaging: Averaging | None = None,
+    options: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    step: int = 0,
+    phase: Phase = unmetered,
+) -> Hypergradient:
+    """Run ``problem`` at ``theta`` and differentiate the loss of its last state.
+
+    Args:
+        problem: what is run; its state has shape (n,).
+        theta: the parameters, shape (p,).
+        method: a registered name, or a method object.
+        trunc: K; how it counts for each method is stated in :mod:`hyperrbp.hypergradients.method`.
+        averaging: over which minibatches; the default uses the last one only.
+        options: keyword arguments of the method, when it is given by name.
+        seed: of what a method draws (the first guess of RBP).
+        step: the meta step, which draws others.
+        phase: opened around ``inner run`` and ``meta-gradient``, for a meter.
+
+    Raises:
+        UsageError: for an unknown method or option, or a run too short for what is asked.
+    """
+    from hyperrbp.problems.base import Sensitivity
+
+    chosen = chosen_method(method, options)
+    task = make_task(problem, theta, chosen, trunc, averaging, seed, step)
+    with phase("inner run"):
+        run = chosen.run(task)
+    with phase("meta-gradient"):
+        loss, g = problem.loss_and_gradient(run.state)
+        sensitivity = Sensitivity(problem, run.state, theta)
+        found = chosen.differentiate(task, run, g, sensitivity)
+        return Hypergradient(
+            **vars(found),
+            loss=loss,
+            state=run.state,
+            structurally_zero=sensitivity.structurally_zero(task.generator),
+            steady_state_residual=sensitivity.steady_state_residual(),
+            trajectory_bytes=chosen.states_kept(problem.steps, len(theta)) * run.state.nbytes,
+        )
+
+
+def chosen_method(method: str | Method, options: Mapping[str, Any] | None = None) -> Method:
+    """The method of a registered name with its options, or the one that is given.
+
+    Raises:
+        UsageError: for an unknown method or option.
+    """
+    if not isinstance(method, str):
+        return method
+    try:
+        return method_class(method)(**(options or {}))
+    except TypeError as error:
+        raise UsageError(f"gradient method '{method}': {error}") from None
+
+
+def make_task(
+    problem: Problem,
+    theta: Tensor,
+    method: Method,
+    trunc: int,
+    averaging: Averaging | None = None,
+    seed: int = 0,
+    step: int = 0,
+) -> Task:
+    """What a method is to differentiate; see :func:`hypergradient`.
+
+    Raises:
+        UsageError: for a run too short for what is asked.
+    """
+    from hyperrbp.runtime.randomness import generator
+
+    averaging = averaging or Averaging()
+    if trunc < 1 or averaging.minibatches < 1 or averaging.series < 1:
+        raise UsageError("trunc, minibatches and series are at least 1")
+    needed = method.steps_needed(trunc, averaging)
+    if needed > problem.steps:
+        raise UsageError(
+            f"{method.name} with trunc {trunc} over {averaging.minibatches} minibatches needs a run"
+            f" of at least {needed} steps, not {problem.steps}"
+        )
+    return Task(problem, theta, trunc, averaging, generator(seed, method.name, step))
+
+
+__all__ = [
+    "METHODS",
+    "Averaging",
+    "Hypergradient",
+    "Method",
+    "chosen_method",
+    "hypergradient",
+    "make_task",
+    "method_class",
+]

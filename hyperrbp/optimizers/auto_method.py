@@ -1,0 +1,67 @@
+"""``--method auto``: before the first meta step, and every so often, the method that suits best."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+from hyperrbp.hypergradients import Averaging
+from hyperrbp.hypergradients.diagnostics.last_state import LastState
+from hyperrbp.hypergradients.method_selection import (
+    choose,
+    described,
+    evaluate,
+    exact_candidate,
+    methods_at,
+)
+from hyperrbp.optimizers.adam import GradientSettings, MetaState
+from hyperrbp.problems.base import Problem
+
+EVERY = 20
+"""Meta steps between two choices: what suits a run changes as it is tuned."""
+
+
+class Auto:
+    """A chooser for :func:`hyperrbp.descend`.
+
+    It decides by counted work and by agreement, both of which a repeated run finds again, and a
+    resumed one reads its last choice from the state.
+
+    Args:
+        template: K and the averaging of whatever is chosen.
+        every: choose again every so many meta steps.
+        seed: of what the methods draw.
+    """
+
+    def __init__(self, template: GradientSettings, every: int = EVERY, seed: int = 0) -> None:
+        self._template, self._every, self._seed = template, every, seed
+
+    def __call__(self, state: MetaState, problem: Problem) -> GradientSettings:
+        """The settings for the next gradient."""
+        if state.meta_step % self._every == 0 or state.choice is None:
+            self._choose(state, problem)
+        assert state.choice is not None
+        found = state.choice
+        return GradientSettings(
+            found["method"], found["trunc"], Averaging(**found["averaging"]), found["options"]
+        )
+
+    def _choose(self, state: MetaState, problem: Problem) -> None:
+        started = time.perf_counter()
+        at = LastState.of_run(problem, state.theta)
+        ran = time.perf_counter()
+        exact = at.exact_gradient()
+        reference = exact_candidate(at, exact, time.perf_counter() - ran)
+        field = evaluate(
+            at, methods_at(self._template, problem.steps), exact, ran - started, self._seed
+        )
+        choice = choose(field, reference)
+        settings = choice.chosen.settings
+        if choice.chosen is reference:
+            settings = replace(settings, trunc=self._template.trunc)
+        state.choice = {
+            "meta_step": state.meta_step,
+            "label": choice.chosen.label,
+            "why": choice.why,
+            **described(settings),
+        }

@@ -1,0 +1,97 @@
+"""The losses that a recipe can name: one function and one registry line each.
+
+A loss maps outputs and targets to one number an example, shape (B,); their mean is what is trained
+on. It must be differentiable twice, or hypergradients of it are those of its smooth parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from hyperrbp.exceptions import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+AUTO = "auto"
+"""Cross-entropy for whole targets, the squared error for others."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss by name, and what its targets are.
+
+    ``classes``: whole numbers 0 … classes − 1, shape (B,). ``values``: floats, shape (B, outputs).
+    ``shares``: the same, in [0, 1].
+    """
+
+    function: Callable[[Tensor, Tensor], Tensor]
+    targets: Literal["classes", "values", "shares"]
+
+
+def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """−log softmax(outputs)[class]."""
+    from torch.nn import functional
+
+    if outputs.dim() != 2:
+        raise UsageError(
+            f"cross-entropy needs outputs of shape (examples, classes); the network makes"
+            f" {tuple(outputs.shape)}"
+        )
+    return functional.cross_entropy(outputs, targets, reduction="none")
+
+
+def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
+    """(output − target)²."""
+    return _mean((_like(outputs, targets) - targets).square())
+
+
+def absolute_error(outputs: Tensor, targets: Tensor) -> Tensor:
+    """|output − target|; its curvature is zero wherever it is defined."""
+    return _mean((_like(outputs, targets) - targets).abs())
+
+
+def huber(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Half the squared error up to a distance of 1, and linear from there."""
+    from torch.nn import functional
+
+    return _mean(functional.huber_loss(_like(outputs, targets), targets, reduction="none"))
+
+
+def binary_cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Of sigmoid(outputs), and targets in [0, 1]."""
+    from torch.nn import functional
+
+    return _mean(
+        functional.binary_cross_entropy_with_logits(
+            _like(outputs, targets), targets, reduction="none"
+        )
+    )
+
+
+LOSSES: dict[str, Loss] = {
+    "cross-entropy": Loss(cross_entropy, "classes"),
+    "mse": Loss(squared_error, "values"),
+    "mae": Loss(absolute_error, "values"),
+    "huber": Loss(huber, "values"),
+    "binary-cross-entropy": Loss(binary_cross_entropy, "shares"),
+}
+
+
+def _like(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Outputs in the shape of the targets: (B,) will do for (B, 1), but nothing is broadcast."""
+    if outputs.shape == targets.shape:
+        return outputs
+    if outputs.shape[:1] == targets.shape[:1] and outputs.numel() == targets.numel():
+        return outputs.reshape(targets.shape)
+    raise UsageError(
+        f"the network makes outputs of shape {tuple(outputs.shape)} for targets of shape"
+        f" {tuple(targets.shape)}"
+    )
+
+
+def _mean(of_each_output: Tensor) -> Tensor:
+    """Over the outputs of an example, shape (B,)."""
+    return of_each_output.flatten(1).mean(1)

@@ -1,0 +1,124 @@
+"""The networks that a recipe can name: one function and one registry line each."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from hyperrbp.exceptions import UsageError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+Shape = tuple[int, ...]
+"""Of one input. Flat ones are counted by a plain number."""
+
+Activation = Literal["tanh", "relu", "sigmoid", "gelu", "softplus"]
+
+TORCHVISION = "torchvision:"
+"""What the names of torchvision's models begin with."""
+
+
+@dataclass(frozen=True)
+class Mlp:
+    """A fully connected classifier (784-50-50-50-10 with tanh in the paper's section 5.3)."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}
+    inputs: ClassVar[Literal["flat", "image"]] = "flat"
+
+    hidden: list[Annotated[int, Field(ge=1, le=10**7)]] = field(
+        default_factory=lambda: [50, 50, 50]
+    )
+    activation: Activation = "tanh"
+
+    def build(self, features: int | Shape, outputs: int) -> nn.Module:
+        """The module, from flattened inputs of ``features`` numbers to ``outputs`` logits."""
+        from torch import nn
+
+        assert isinstance(features, int)
+        layers: OrderedDict[str, nn.Module] = OrderedDict()
+        width = features
+        for i, next_width in enumerate(self.hidden, start=1):
+            layers[f"hidden{i}"] = nn.Linear(width, next_width)
+            layers[f"activation{i}"] = _activation(self.activation)
+            width = next_width
+        layers["output"] = nn.Linear(width, outputs)
+        return nn.Sequential(layers)
+
+
+@dataclass(frozen=True)
+class Conv:
+    """A small convolutional network: convolutions that keep the size, each before a pooling.
+
+    Averages are pooled, not maxima: the loss stays as smooth as the activation is.
+    """
+
+    __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}
+    inputs: ClassVar[Literal["flat", "image"]] = "image"
+
+    channels: Annotated[list[Annotated[int, Field(ge=1, le=10**4)]], Field(min_length=1)] = field(
+        default_factory=lambda: [8, 16]
+    )
+    kernel: Literal[1, 3, 5, 7] = 3
+    activation: Activation = "tanh"
+    pooling: Literal["average", "none"] = "average"
+    hidden: list[Annotated[int, Field(ge=1, le=10**7)]] = field(default_factory=list)
+
+    def build(self, features: int | Shape, outputs: int) -> nn.Module:
+        """The module, from images (C, H, W) to ``outputs`` logits.
+
+        Raises:
+            UsageError: if nothing is left of the images after so many poolings.
+        """
+        from torch import nn
+
+        assert not isinstance(features, int)
+        depth, height, width = features
+        layers: OrderedDict[str, nn.Module] = OrderedDict()
+        for i, next_depth in enumerate(self.channels, start=1):
+            layers[f"conv{i}"] = nn.Conv2d(depth, next_depth, self.kernel, padding=self.kernel // 2)
+            layers[f"activation{i}"] = _activation(self.activation)
+            depth = next_depth
+            if self.pooling == "average":
+                if min(height, width) < 2:
+                    raise UsageError(
+                        f"model conv: nothing is left of images of {features[1]}×{features[2]}"
+                        f" after {i} poolings; expected at most {i - 1} channels, or pooling: none"
+                    )
+                layers[f"pool{i}"] = nn.AvgPool2d(2)
+                height, width = height // 2, width // 2
+        layers["flatten"] = nn.Flatten()
+        at = depth * height * width
+        for i, next_at in enumerate(self.hidden, start=1):
+            layers[f"hidden{i}"] = nn.Linear(at, next_at)
+            layers[f"hidden_activation{i}"] = _activation(self.activation)
+            at = next_at
+        layers["output"] = nn.Linear(at, outputs)
+        return nn.Sequential(layers)
+
+
+MODELS: dict[str, type[Mlp] | type[Conv]] = {"mlp": Mlp, "conv": Conv}
+
+
+def wanted_inputs(name: str) -> Literal["flat", "image"] | None:
+    """What the network of a name wants; None for code, which can take anything."""
+    if name.startswith(TORCHVISION):
+        return "image"
+    return MODELS[name].inputs if name in MODELS else None
+
+
+def _activation(name: Activation) -> nn.Module:
+    from torch import nn
+
+    kinds: dict[str, type[nn.Module]] = {
+        "tanh": nn.Tanh,
+        "relu": nn.ReLU,
+        "sigmoid": nn.Sigmoid,
+        "gelu": nn.GELU,
+        "softplus": nn.Softplus,
+    }
+    return kinds[name]()

@@ -1,0 +1,270 @@
+"""θ of a training run: which hyperparameters are in it, for which part of the network and the run.
+
+θ is one flat vector of unconstrained numbers, kind after kind in the order of KINDS. Within a kind
+it goes segment by segment, and within a segment part by part (tensors, layers, weights, examples).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from hyperrbp.exceptions import UsageError
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of hyperparameter, and how its unconstrained number becomes one of its own units."""
+
+    natural: Callable[[Tensor], Tensor]
+    unconstrained: Callable[[Tensor], Tensor]
+    slope: Callable[[Tensor], Tensor]
+    """The derivative of ``natural``, from the natural value."""
+    limits: tuple[float, float]
+    """Its natural values lie strictly between."""
+    default: float
+    """Where it is fixed, or starts, if nothing else is said."""
+    transient: bool = False
+    """Whether it changes how a steady state is reached, but not where it is."""
+
+
+def _log(default: float, transient: bool = False) -> Kind:
+    return Kind(torch.exp, torch.log, lambda x: x, (0.0, math.inf), default, transient)
+
+
+KINDS: dict[str, Kind] = {
+    "learning_rate": _log(math.exp(-1), transient=True),
+    "momentum": Kind(
+        torch.sigmoid, torch.logit, lambda x: x * (1 - x), (0.0, 1.0), 0.5, transient=True
+    ),
+    "weight_decay": _log(0.0),
+    "init_scale": _log(1.0, transient=True),
+    # Twice a sigmoid: at its start, 1, the loss is the plain mean.
+    "example_weight": Kind(
+        lambda x: 2 * x.sigmoid(),
+        lambda x: (x / 2).logit(),
+        lambda x: x * (1 - x / 2),
+        (0.0, 2.0),
+        1.0,
+    ),
+}
+"""All of them, in the order of θ."""
+
+
+@dataclass(frozen=True)
+class Grain:
+    """For which parts a kind has values of its own."""
+
+    by: str = "tensor"
+    """``net``, ``layer``, ``tensor``, ``weight`` (weight decay) or ``example``."""
+    segments: int = 1
+    """S equal stretches of the run."""
+
+
+@dataclass(frozen=True)
+class Hyperparameters:
+    """Which kinds are tuned, and at what the others are fixed (their default if not named)."""
+
+    tuned: Mapping[str, Grain] = field(
+        default_factory=lambda: {"learning_rate": Grain(), "momentum": Grain()}
+    )
+    fixed: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for kind, value in self.fixed.items():
+            low, high = KINDS[kind].limits
+            if not (low < value < high or value == KINDS[kind].default):
+                raise UsageError(_expected(kind))
+
+
+class Layout:
+    """Where in θ everything stands, for one network and one training set.
+
+    Args:
+        hyperparameters: what is tuned.
+        tensors: the names of the parameter tensors.
+        sizes: their numbers of weights.
+        examples: how many training examples there are.
+
+    Raises:
+        UsageError: if nothing is tuned.
+    """
+
+    def __init__(
+        self,
+        hyperparameters: Hyperparameters,
+        tensors: Sequence[str],
+        sizes: Sequence[int],
+        examples: int,
+    ) -> None:
+        self.tensors, self.sizes = tuple(tensors), tuple(sizes)
+        self.grains = {kind: of for kind in KINDS if (of := hyperparameters.tuned.get(kind))}
+        """By kind, in the order of θ; of those that are tuned."""
+        self.fixed = {
+            kind: float(hyperparameters.fixed.get(kind, KINDS[kind].default))
+            for kind in KINDS
+            if kind not in self.grains
+        }
+        if not self.grains:
+            raise UsageError("no hyperparameter is tuned")
+        self.parts: dict[str, tuple[str, ...]] = {}
+        """By kind, the names of the parts that have values of their own."""
+        self._member: dict[str, list[int]] = {}  # the part that each tensor belongs to
+        self.slices: dict[str, slice] = {}
+        """By kind, where in θ it stands."""
+        start = 0
+        for kind, grain in self.grains.items():
+            self.parts[kind], self._member[kind] = self._divided(grain.by, examples)
+            stop = start + grain.segments * len(self.parts[kind])
+            self.slices[kind], start = slice(start, stop), stop
+        self.count = start
+        """p."""
+
+    def _divided(self, by: str, examples: int) -> tuple[tuple[str, ...], list[int]]:
+        if by == "example":
+            return tuple(map(str, range(examples))), []
+        if by == "weight":
+            return tuple(map(str, range(sum(self.sizes)))), []
+        named = {
+            "net": ["net"] * len(self.tensors),
+            "layer": [name.rpartition(".")[0] or name for name in self.tensors],
+            "tensor": list(self.tensors),
+        }[by]
+        parts = tuple(dict.fromkeys(named))
+        return parts, [parts.index(name) for name in named]
+
+    @cached_property
+    def segments(self) -> int:
+        """The least number of stretches in each of which nothing changes."""
+        return math.lcm(*(grain.segments for grain in self.grains.values()))
+
+    def block(self, theta: Tensor, kind: str, segment: int) -> Tensor:
+        """The unconstrained values of a tuned kind in a segment of :attr:`segments`."""
+        grain = self.grains[kind]
+        at = segment % self.segments * grain.segments // self.segments
+        return theta[self.slices[kind]].view(grain.segments, -1)[at]
+
+    def by_tensor(self, theta: Tensor, kind: str, segment: int) -> list[Tensor]:
+        """Natural values for every tensor: shape (), or that many weights; with their graph."""
+        if kind not in self.grains:
+            value = theta.new_tensor(self.fixed[kind])
+            return [value] * len(self.tensors)
+        natural = KINDS[kind].natural(self.block(theta, kind, segment))
+        if self.grains[kind].by == "weight":
+            return list(torch.split(natural, list(self.sizes)))
+        each = natural.unbind()
+        return [each[part] for part in self._member[kind]]
+
+    def rows(self, kind: str, segment: int) -> list[tuple[int, list[int]]]:
+        """The entries of θ that act in a segment, each with the tensors that it acts on."""
+        grain, member = self.grains[kind], self._member[kind]
+        at = segment % self.segments * grain.segments // self.segments
+        start = self.slices[kind].start + at * len(self.parts[kind])
+        return [
+            (start + part, [i for i, of in enumerate(member) if of == part])
+            for part in range(len(self.parts[kind]))
+        ]
+
+    def collect(self, along: Tensor, kind: str, segment: int, each: Tensor) -> None:
+        """Add ∂/∂θ to ``along``, shape (p,), from derivatives by natural values.
+
+        ``each`` has one for every tensor, for every weight or for every example.
+        """
+        block = self.block(along, kind, segment)
+        member = self._member[kind]
+        if len(block) == len(each):
+            block += each
+        else:
+            for part, value in zip(member, each.unbind(), strict=True):
+                block[part] += value
+
+    def slopes(self, theta: Tensor) -> Tensor:
+        """The derivative of every natural value by its entry of θ, shape (p,)."""
+        natural = self.natural(theta)
+        return torch.cat([KINDS[kind].slope(natural[at]) for kind, at in self.slices.items()])
+
+    def across_segments(self) -> list[int]:
+        """For each entry of θ, a number that it shares with those of the same part and kind."""
+        numbers: list[int] = []
+        start = 0
+        for kind, grain in self.grains.items():
+            parts = len(self.parts[kind])
+            numbers += list(range(start, start + parts)) * grain.segments
+            start += parts
+        return numbers
+
+    # --- for a reader -----------------------------------------------------------------------------
+
+    def names(self, kind: str) -> list[str]:
+        """What the entries of a kind are called, in the order of θ."""
+        grain = self.grains[kind]
+        if grain.segments == 1:
+            return list(self.parts[kind])
+        return [f"{part}.s{s + 1}" for s in range(grain.segments) for part in self.parts[kind]]
+
+    def by_name(self, values: Tensor) -> dict[str, dict[str, float]]:
+        """Values in the order of θ, shape (p,), as ``{kind: {name: value}}``."""
+        values = values.detach()
+        return {
+            kind: dict(zip(self.names(kind), values[at].tolist(), strict=True))
+            for kind, at in self.slices.items()
+        }
+
+    def natural(self, theta: Tensor) -> Tensor:
+        """θ in natural units, shape (p,)."""
+        theta = theta.detach()
+        return torch.cat([KINDS[kind].natural(theta[at]) for kind, at in self.slices.items()])
+
+    def uniform(self, values: Mapping[str, float], like: Tensor) -> Tensor:
+        """θ with one natural value a kind, everywhere; kinds not named have their default.
+
+        Raises:
+            UsageError: for a value outside the limits of its kind, or too near them to be held.
+        """
+        theta = like.new_empty(self.count)
+        for kind, at in self.slices.items():
+            value = float(values.get(kind, KINDS[kind].default))
+            held = KINDS[kind].unconstrained(torch.tensor(value, dtype=torch.float64)).to(like)
+            low, high = KINDS[kind].limits
+            if not low < value < high:
+                raise UsageError(_expected(kind))
+            if not low < float(KINDS[kind].natural(held)) < high:
+                raise UsageError(
+                    f"{kind.replace('_', ' ')} {value!r} is out of the range of"
+                    f" {str(like.dtype).removeprefix('torch.')}"
+                )
+            theta[at] = held
+        return theta
+
+    def named(self, hyperparameters: Mapping[str, Mapping[str, float]], like: Tensor) -> Tensor:
+        """θ with these values, as :meth:`by_name` gives them in natural units.
+
+        Raises:
+            UsageError: if they are not those of this run, or out of their limits.
+        """
+        if other := sorted(set(hyperparameters) ^ set(self.slices)):
+            raise UsageError(f"not the hyperparameters of this run; kinds that differ: {other}")
+        theta = like.new_empty(self.count)
+        for kind, at in self.slices.items():
+            named, names = hyperparameters[kind], self.names(kind)
+            if set(named) != set(names):
+                different = sorted(set(named) ^ set(names))
+                few = ", ".join(different[:10]) + (" …" if len(different) > 10 else "")
+                raise UsageError(f"{kind}: not of this network; tensors that differ: {few}")
+            values = torch.tensor([float(named[name]) for name in names], dtype=torch.float64)
+            low, high = KINDS[kind].limits
+            if not ((values > low) & (values < high)).all():
+                raise UsageError(_expected(kind))
+            theta[at] = KINDS[kind].unconstrained(values).to(like)
+        return theta
+
+
+def _expected(kind: str) -> str:
+    low, high = KINDS[kind].limits
+    where = "above 0" if math.isinf(high) else f"between {low:g} and {high:g}"
+    return f"{kind.replace('_', ' ')}: expected a number {where}"

@@ -1,0 +1,343 @@
+"""Training on the command line: what it prints where, and with which exit code it ends."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+import torch
+import yaml
+from conftest import assert_refused
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from typer.testing import CliRunner
+
+from hyperrbp.cli import app as cli
+from hyperrbp.config import presets
+from hyperrbp.config.recipe import read_any
+from hyperrbp.experiments.checkpoint import read_tensors
+from hyperrbp.experiments.run_folder import RunFolder
+from hyperrbp.experiments.train import train_recipe
+from hyperrbp.experiments.trainers.equilibrium import NetworkTraining
+from hyperrbp.reporting.training import answer, facts
+from hyperrbp.reporting.training_tensorboard import TrainingBoard, mosaic, scalars
+
+MEMORY = """\
+system: hopfield
+threads: 1
+device: cpu
+data: {name: digits, images: 2}
+network: {hidden: 4}
+inference: {updates: 5}
+gradient: {trunc: 3}
+training: {epochs: 4, validate_every: 2}
+"""
+INNER = """\
+data: {name: digits, train_examples: 100}
+threads: 1
+device: cpu
+model: {options: {hidden: [4]}}
+inner: {steps: 6, batch_size: 50}
+gradient: {trunc: 3, averaging: {minibatches: 2, series: 1}}
+meta: {steps: 1}
+"""
+
+
+def run(*words):
+    """The command in this process."""
+    return CliRunner().invoke(cli.app, [str(word) for word in words])
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Every test has a working folder of its own, and no data of the user's."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HYPERRBP_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "memory.yaml").write_text(MEMORY)
+    (tmp_path / "inner.yaml").write_text(INNER)
+    before = torch.get_num_threads()
+    yield tmp_path
+    torch.set_num_threads(before)
+
+
+# --- answers and progress ------------------------------------------------------------------------
+
+
+def test_one_json_document_and_nothing_else(elsewhere):
+    done = run("train", "memory.yaml", "--out", "run", "--json")
+    assert done.exit_code == 0, done.output
+    result = json.loads(done.stdout)
+    assert done.stdout.count("\n") == 1
+    assert result == RunFolder(elsewhere / "run").result()
+    lines = done.stderr.splitlines()
+    assert lines[0].startswith("memory: 132 neurons, 2 images of 8×8;")
+    assert "run folder run" in lines
+    assert [line.split(" | ")[0] for line in lines[3:]] == [f"epoch {n}/4" for n in range(5)]
+    assert "pixel-error" in lines[3]
+    assert "validation" not in lines[4]
+    assert all("ETA" in line for line in lines[3:])
+    shown = run("show", "run", "--json")
+    assert json.loads(shown.stdout) == result
+
+
+def test_a_table_for_people_and_silence(elsewhere):
+    done = run("train", "memory.yaml", "--out", "run")
+    assert done.exit_code == 0
+    for word in ("best epoch", "tested", "corrupted pixel error", "neumann with K = 3, T = 5",
+                 "run/weights.safetensors"):  # fmt: skip
+        assert word in done.stdout
+    shown = run("show", "run")
+    assert (shown.exit_code, shown.stdout) == (0, done.stdout)
+    silent = run("train", "memory.yaml", "--out", "silent", "-q")
+    assert (silent.exit_code, silent.output) == (0, "")
+    assert run("train", "inner.yaml", "--out", "inner").stdout == run("show", "inner").stdout
+    inner = run("show", "inner").stdout
+    assert "training loss" in inner
+    assert "held-out accuracy" in inner
+    assert "6 training steps on cpu" in inner
+    both = json.loads(run("show", "run", "inner", "--json").stdout)
+    assert [document["status"] for document in both] == ["done", "done"]
+
+
+def test_options_are_keys(elsewhere):
+    words = ["--method", "cg", "--trunc", "2", "--epochs", "1", "--seed", "9", "--device", "cpu"]
+    done = run("train", "memory.yaml", *words, "--set", "network.a=2", "--out", "run", "--json")
+    result = json.loads(done.stdout)
+    assert [result[key] for key in ("method", "trunc", "epochs", "seed")] == ["cg", 2, 1, 9]
+    recipe = yaml.safe_load((elsewhere / "run" / "recipe.yaml").read_text())
+    assert recipe["network"]["a"] == 2.0
+    assert recipe["name"] == "memory"
+    assert run("validate", "run").exit_code == 0
+
+
+def test_a_run_in_the_default_folder(elsewhere):
+    result = json.loads(run("train", "memory.yaml", "--epochs", "1", "--json", "-q").stdout)
+    assert result["run_folder"].startswith("runs/memory-2")
+    assert (elsewhere / result["run_folder"] / "result.json").is_file()
+
+
+# --- refusals ------------------------------------------------------------------------------------
+
+
+def test_what_is_refused(elsewhere):
+    run("train", "memory.yaml", "--out", "run", "--epochs", "2", "-q")
+    assert_refused(run("train", "memory.yaml", "--out", "run"), 2, "not empty", "--resume")
+    assert_refused(run("train", "memory.yaml", "--resume"), 2, "--resume needs --out")
+    assert_refused(
+        run("train", "memory.yaml", "--out", "new", "--resume"), 2, "there is no run in new"
+    )
+    assert_refused(run("train", "hopfeild"), 2, "did you mean hopfield?")
+    assert_refused(run("train", "memory.yaml", "--epochs", "0"), 2, "--epochs: training.epochs")
+    assert_refused(run("train", "inner.yaml", "--epochs", "3"), 2, "--epochs: training: unknown")
+    assert_refused(run("tune", "memory.yaml"), 2, "hyperrbp train memory.yaml")
+    assert_refused(run("compare", "memory.yaml"), 2, "hyperrbp train memory.yaml")
+    assert_refused(run("train", "hopfield", "--data-root", "none"), 3, "MNIST not found")
+    assert not (elsewhere / "runs").exists()
+    assert_refused(
+        run("train", "run", "--resume", "--seed", "3"), 7, "seed: 1234 → 3", "training.epochs"
+    )
+    for file in ("checkpoint.json", "checkpoint.previous.json"):
+        (elsewhere / "run" / file).write_text("{")
+    assert_refused(run("train", "run", "--resume", "--epochs", "3"), 7, "checkpoint.json")
+
+
+def test_hyperparameters_of_a_tuned_run(elsewhere):
+    assert run("tune", "inner.yaml", "--out", "tuned", "-q").exit_code == 0
+    done = run("train", "inner.yaml", "--hyperparameters", "tuned", "--out", "run", "--json")
+    result = json.loads(done.stdout)
+    tuned = RunFolder(elsewhere / "tuned").result()["hyperparameters"]
+    for kind, values in tuned.items():
+        assert result["hyperparameters"][kind] == pytest.approx(values, rel=1e-5)
+    plain = json.loads(run("train", "inner.yaml", "--out", "plain", "--json").stdout)
+    assert plain["hyperparameters"] != result["hyperparameters"]
+    words = ["train", "inner.yaml", "--out", "new", "--hyperparameters"]
+    assert_refused(run(*words, "nowhere"), 7, "nowhere holds no result")
+    run("train", "memory.yaml", "--out", "memory", "--epochs", "1", "-q")
+    assert_refused(run(*words, "memory"), 2, "not a tuning run")
+    assert_refused(
+        run("train", "memory.yaml", "--hyperparameters", "tuned", "--out", "new"),
+        2,
+        "memory has none",
+    )
+    other = ["--set", "model.options.hidden=[4, 4]"]
+    assert_refused(run(*words, "tuned", *other), 2, "tensors that differ: hidden2.bias")
+    assert not (elsewhere / "new").exists()
+
+
+def test_divergence_has_its_exit_code(elsewhere, monkeypatch):
+    real = NetworkTraining._gradient_norm
+    monkeypatch.setattr(
+        NetworkTraining,
+        "_gradient_norm",
+        lambda self: float("nan") if self.position == 3 else real(self),
+    )
+    done = run("train", "memory.yaml", "--out", "run", "--json")
+    assert done.exit_code == 6
+    assert done.stdout == ""
+    assert done.stderr.splitlines()[-1] == "hyperrbp: epoch 3: the gradient is not finite"
+    shown = run("show", "run")
+    assert "epoch 3: the gradient is not finite" in shown.stdout
+    assert "of 2" in shown.stdout
+    weights = read_tensors(elsewhere / "run" / "weights.safetensors")
+    assert all(tensor.isfinite().all() for tensor in weights.values())
+
+
+def test_an_untrained_network_that_overflows_has_its_exit_code():
+    words = ["--set", "network.a=0.05", "--set", "inference.updates=60"]
+    assert run("train", "memory.yaml", *words, "--out", "run").exit_code == 6
+
+
+def test_a_diverged_inner_training_can_be_shown():
+    words = ["--set", "inner.learning_rate=1e30", "--set", "inner.steps=450"]
+    words += ["--set", "model.options.activation=relu"]
+    assert run("train", "inner.yaml", *words, "--out", "run", "-q").exit_code == 6
+    assert run("show", "run").exit_code == 0
+
+
+def test_copies_say_how_to_run_them(elsewhere):
+    done = run("cp", "hopfield", "x.yaml")
+    assert (done.exit_code, done.stdout) == (0, "")
+    assert done.stderr == "wrote x.yaml; run it with: hyperrbp train x.yaml\n"
+    assert run("cp", "digits", "y.yaml").stderr.endswith("hyperrbp tune y.yaml\n")
+
+
+def test_an_unfinished_run_says_how_to_go_on(elsewhere):
+    with pytest.raises(KeyboardInterrupt):
+        train_recipe(read_any(elsewhere / "memory.yaml"), elsewhere / "run", observers=[Stop(3)])
+    assert_refused(run("show", "run"), 7, "unfinished: hyperrbp train run --resume")
+    done = run("train", "run", "--resume", "--json")
+    assert done.exit_code == 0
+    whole = json.loads(run("train", "memory.yaml", "--out", "whole", "--json").stdout)
+    result = json.loads(done.stdout)
+    for key in ("best", "test", "epochs", "method"):
+        assert result[key] == whole[key]
+
+
+# --- TensorBoard ---------------------------------------------------------------------------------
+
+
+class Stop:
+    """Interrupts a training when TensorBoard has a record and the folder has not."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def started(self, trainer, folder, earlier) -> None:
+        self.unit = trainer.unit
+
+    def stopped(self) -> None: ...
+
+    def stepped(self, record) -> None:
+        if record[self.unit] == self.at:
+            raise KeyboardInterrupt
+
+
+def events_of(folder):
+    events = EventAccumulator(str(folder / "events"), size_guidance={"images": 0, "scalars": 0})
+    events.Reload()
+    return events
+
+
+def test_what_is_on_tensorboard(elsewhere):
+    recipe = read_any(elsewhere / "memory.yaml")
+    with pytest.raises(KeyboardInterrupt):
+        train_recipe(recipe, elsewhere / "run", observers=[TrainingBoard(), Stop(4)])
+    time.sleep(1.1)  # event files are named by the second
+    train_recipe(recipe, elsewhere / "run", resume=True, observers=[TrainingBoard()])
+    events = events_of(elsewhere / "run")
+    records = RunFolder(elsewhere / "run").records()
+    loss = events.Scalars("training/loss")
+    assert [event.step for event in loss] == [0, 1, 2, 3, 4]
+    assert [event.value for event in loss] == pytest.approx([r["loss"] for r in records])
+    tags = set(events.Tags()["scalars"])
+    assert {
+        "training/loss", "validation/loss", "validation/pixel_error", "gradient/norm",
+        "gradient/residual", "gradient/steady_state_residual", "gradient/products",
+        "seconds/inference", "seconds/gradient", "seconds/update", "seconds/validation",
+    } <= tags  # fmt: skip
+    for tag in tags:
+        steps = [event.step for event in events.Scalars(tag)]
+        if tag.startswith("validation/"):
+            assert steps == [0, 2, 4]
+        if tag.startswith("gradient/"):
+            assert steps == [1, 2, 3, 4]
+        assert len(set(steps)) == len(steps)
+    (image,) = events.Tags()["images"]
+    assert image == "original, corrupted, retrieved"
+    images = events.Images(image)
+    assert [event.step for event in images] == [0, 2, 4]
+    assert (images[0].height, images[0].width) == (3 * 9 + 1, 2 * 9 + 1)
+    for epoch in (0, 2, 4):
+        inference = EventAccumulator(
+            str(elsewhere / "run" / "events" / f"inference_at_epoch_{epoch}")
+        )
+        inference.Reload()
+        for key in ("change_norms", "energy"):
+            points = inference.Scalars(f"inference/{key}")
+            assert [event.step for event in points] == [1, 2, 3, 4, 5]
+            assert [event.value for event in points] == pytest.approx(records[epoch][key])
+
+
+@pytest.mark.parametrize(("file", "stop"), [("memory.yaml", 0), ("inner.yaml", 4)])
+def test_tensorboard_after_a_stop_before_the_first_checkpoint(elsewhere, file, stop):
+    recipe = read_any(elsewhere / file)
+    with pytest.raises(KeyboardInterrupt):
+        train_recipe(recipe, elsewhere / "run", observers=[TrainingBoard(), Stop(stop)])
+    time.sleep(1.1)
+    train_recipe(recipe, elsewhere / "run", resume=True, observers=[TrainingBoard()])
+    steps = [event.step for event in events_of(elsewhere / "run").Scalars("training/loss")]
+    assert steps == list(range(len(RunFolder(elsewhere / "run").records())))
+
+
+def test_a_record_as_scalars_and_as_words():
+    record = {
+        "epoch": 3,
+        "loss": 0.5,
+        "validation": {"loss": 0.25, "pixel_error": 0.125},
+        "gradient": {"norm": 2.0, "status": "converged", "products": 7},
+        "penalty": {"value": 0.1, "quantity": 1.5, "error": None, "exact": True, "products": 9},
+        "measured": {"seconds": {"update": 1.5}, "peak_bytes": {"update": {"process": 64}}},
+    }
+    assert scalars(record) == {
+        "training/loss": 0.5,
+        "validation/loss": 0.25,
+        "validation/pixel_error": 0.125,
+        "gradient/norm": 2.0,
+        "gradient/products": 7.0,
+        "penalty/value": 0.1,
+        "penalty/quantity": 1.5,
+        "penalty/products": 9.0,
+        "seconds/update": 1.5,
+        "peak_bytes_update/process": 64,
+    }
+    assert facts(record) == [
+        "loss 0.5", "validation 0.25", "pixel-error 12.50%", "gradient converged, norm 2",
+        "penalty 0.1 (of 1.5)", "seconds 1.50",
+    ]  # fmt: skip
+    record["penalty"] |= {"error": 0.25}
+    assert "penalty 0.1 (of 1.5 ± 0.25)" in facts(record)
+    inner = {"step": 4, "meta_loss": 2.0, "measured": {"seconds": {}, "peak_bytes": {}}}
+    assert scalars(inner) == {"training/loss": 2.0}
+    assert answer({**RESULT, "status": "epoch 3: bad"}).row_count == 1 + answer(RESULT).row_count
+
+
+RESULT = {
+    "status": "done", "meta_loss": 1.0, "heldout": {"loss": 1.0, "accuracy": 0.5}, "train_steps": 3,
+    "seconds": 1.0, "peak_bytes": 5, "device": "cpu", "weights": "w",
+}  # fmt: skip
+
+
+def test_a_mosaic_has_gaps():
+    rows = torch.stack([torch.zeros(3, 2, 4), torch.ones(3, 2, 4)])
+    grid = mosaic(rows)
+    assert grid.shape == (2 * 3 + 1, 3 * 5 + 1)
+    assert not grid[1:3, 1:5].any()
+    assert (grid[4:6, 11:15] == 1).all()
+    assert set(grid[0].tolist()) == set(grid[3].tolist()) == {0.5}
+    assert (grid == 0.5).sum() == grid.numel() - rows.numel()
+
+
+def test_built_in_recipes_are_listed():
+    rows = json.loads(run("ls", "--json").stdout)
+    assert {"cora", "hopfield", "pubmed"} <= set(rows) == set(presets.names())

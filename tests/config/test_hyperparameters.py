@@ -1,0 +1,151 @@
+"""Which gradient method sees which kind of hyperparameter: the table, refusals, and reasons."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from test_hyperparameters import run_of
+
+from hyperrbp.config.hyperparameters import HORIZONS, HyperparametersSection
+from hyperrbp.config.recipe import parse
+from hyperrbp.exceptions import RecipeError
+from hyperrbp.hypergradients import METHODS, Averaging, hypergradient, method_class
+from hyperrbp.hypergradients.method import Horizon
+from hyperrbp.problems.training.hyperparameters import KINDS, Grain
+
+README = Path(__file__).parents[2] / "README.md"
+RECIPES = {
+    "learning_rate, momentum": "{}",
+    "learning_rate, momentum in segments": "{momentum: {segments: 2}}",
+    "weight_decay": "{weight_decay: {}}",
+    "init_scale": "{init_scale: {by: net}}",
+    "example_weight": "{example_weight: {}}",
+}
+
+
+def cell(row: str, horizon: Horizon) -> str:
+    return HORIZONS[row].get(horizon, HORIZONS[row][Horizon.RUN])
+
+
+def text_of(row: str, method: str, trunc: int = 5) -> str:
+    return (
+        f"hyperparameters: {RECIPES[row]}\n"
+        f"gradient: {{method: {method}, trunc: {trunc}, averaging: {{minibatches: 1}}}}\n"
+        "inner: {steps: 20, batch_size: 50, weight_decay: 0.01}\n"
+        "data: {validation_examples: 50}\nmeta: {loss: validation}"
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("row", HORIZONS)
+def test_a_recipe_is_refused_where_the_table_says_so(row, method):
+    horizon = method_class(method).horizon
+    said = cell(row, horizon)
+    if not said.startswith("refused"):
+        parse(text_of(row, method))
+        return
+    with pytest.raises(RecipeError, match="cannot see"):
+        parse(text_of(row, method))
+    if "unless K = T" in said:
+        parse(text_of(row, method, trunc=20))
+
+
+def test_a_refusal_names_the_kind_the_reason_and_what_would_do():
+    with pytest.raises(RecipeError) as raised:
+        parse(text_of("init_scale", "neumann"))
+    (fault,) = raised.value.faults
+    assert fault.key == "gradient.method"
+    assert fault.message == (
+        "neumann cannot see init_scale: a steady state has forgotten its start; expected bptt or"
+        " forward"
+    )
+
+
+def test_readme_has_the_table():
+    lines = [
+        "| tuned | `bptt` | `forward` | `tbptt` | the implicit ones |",
+        "|---|---|---|---|---|",
+    ]
+    for row in HORIZONS:
+        cells = [
+            cell(row, horizon)
+            for horizon in (Horizon.RUN, Horizon.TANGENTS, Horizon.WINDOW, Horizon.STATE)
+        ]
+        lines.append(f"| {row.replace('_', ' ')} | {' | '.join(cells)} |")
+    assert "\n".join(lines) in README.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("method", ["neumann", "rbp", "cg", "gmres"])
+def test_an_implicit_gradient_of_what_it_cannot_see_is_zero(method):
+    """The reason for the refusals: not even an approximation."""
+    problem, theta = run_of({"learning_rate": Grain("tensor", 3), "init_scale": Grain("net")})
+    averaging = Averaging(minibatches=2)
+    gradient = hypergradient(problem, theta, method, trunc=3, averaging=averaging).gradient
+    early, last, scale = gradient[:8], gradient[8:12], gradient[12:]
+    assert torch.equal(early, torch.zeros_like(early))
+    assert torch.equal(scale, torch.zeros_like(scale))
+    assert (last != 0).all()
+    exact = hypergradient(problem, theta, "bptt").gradient
+    assert (exact != 0).all()
+
+
+def test_a_window_sees_nothing_before_it():
+    problem, theta = run_of({"learning_rate": Grain("net", 3), "init_scale": Grain("net")})
+    gradient = hypergradient(
+        problem, theta, "tbptt", trunc=3, averaging=Averaging(minibatches=1)
+    ).gradient
+    assert (gradient != 0).tolist() == [False, False, True, False]
+
+
+def test_every_kind_has_a_section_a_row_and_limits_that_hold_its_box():
+    assert set(HyperparametersSection.model_fields) == set(KINDS)
+    section = HyperparametersSection.model_validate({kind: {} for kind in KINDS})
+    for kind, (_, _, (low, high)) in section.tuned().items():
+        bottom, top = KINDS[kind].limits
+        assert bottom < low < high < top
+        assert any(kind in row for row in HORIZONS)
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "words"),
+    [
+        (
+            "hyperparameters: {learning_rate: null, momentum: null}",
+            "hyperparameters",
+            "all are null",
+        ),
+        ("hyperparameters: {weight_decay: {}}", "inner.weight_decay", "a number above 0, got 0"),
+        (
+            "hyperparameters: {momentum: {range: [0.5, 1.0]}}",
+            "hyperparameters.momentum.range",
+            "expected 0 < low < high, below 1, got [0.5, 1]",
+        ),
+        (
+            "hyperparameters: {learning_rate: {range: [2, 1]}}",
+            "hyperparameters.learning_rate.range",
+            "expected 0 < low < high, got [2, 1]",
+        ),
+        (
+            "hyperparameters: {momentum: {segments: 300}}\ngradient: {method: bptt}",
+            "hyperparameters.momentum.segments",
+            "expected at most the 200 steps of inner.steps, got 300",
+        ),
+        (
+            "hyperparameters: {example_weight: {}}",
+            "meta.loss",
+            "expected validation, got train",
+        ),
+        (
+            "hyperparameters: {momentum: {by: weight}}",
+            "hyperparameters.momentum.by",
+            "expected one of net, layer, tensor, got 'weight'",
+        ),
+    ],
+)
+def test_what_cannot_be_tuned_is_said_at_its_key(text, key, words):
+    with pytest.raises(RecipeError) as raised:
+        parse(text)
+    assert key in [fault.key for fault in raised.value.faults]
+    assert words in str(raised.value)

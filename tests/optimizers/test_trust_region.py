@@ -1,0 +1,555 @@
+"""The walk: what it screens, where it steps, what it gives up, and how it is taken up again."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import random_linear, small_training_run
+from test_hyperparameters import run_of
+
+from hyperrbp.config.recipe import parse
+from hyperrbp.exceptions import DivergedError, RecipeError
+from hyperrbp.experiments.meta_loop import begin, meta_steps
+from hyperrbp.experiments.tune import tune_recipe
+from hyperrbp.hypergradients import Averaging
+from hyperrbp.optimizers import trust_region
+from hyperrbp.optimizers.adam import GradientSettings
+from hyperrbp.optimizers.surrogate import CAP, Surrogate, _capped, height
+from hyperrbp.optimizers.trust_region import TrustRegionSettings, TrustRegionState, minimize
+from hyperrbp.problems.training.hyperparameters import Grain
+
+EXACT = GradientSettings("bptt", options={"keep": "states"})
+QUIET = {"threads": "1", "record": "{test_seeds: 0}"}
+
+
+def boxed(theta: torch.Tensor, half: float = 2.0) -> tuple[torch.Tensor, torch.Tensor]:
+    return theta - half, theta + half
+
+
+def minimized(problem, theta, settings, *, half=2.0, gradient=EXACT, seed=0, state=None, **more):
+    state = state or TrustRegionState(theta.clone())
+    return list(
+        minimize(problem, state, boxed(theta, half), gradient, settings, seed=seed, **more)
+    ), state
+
+
+def bits(steps):
+    return [(step.meta_loss, step.theta.tolist(), step.source) for step in steps]
+
+
+def taken_up(problem, theta, settings, gradient, count):
+    """The bits of so many steps, each from the state that the one before it has written."""
+    state, found = TrustRegionState(theta.clone()), []
+    for _ in range(count):
+        found.append(next(minimize(problem, state, boxed(theta), gradient, settings)))
+        state = TrustRegionState.from_json(json.loads(json.dumps(state.to_json())), like=theta)
+    return bits(found)
+
+
+class Counting:
+    """Another problem, whose updates, losses and starts are counted."""
+
+    def __init__(self, problem):
+        self._problem, self.updates, self.spans = problem, 0, []
+
+    def __getattr__(self, name):
+        return getattr(self._problem, name)
+
+    def run(self, theta, start, stop, h):
+        self.updates += stop - start
+        self.spans.append((start, stop))
+        return self._problem.run(theta, start, stop, h)
+
+
+def counted(problem):
+    found = Counting(problem)
+    return found, lambda _: found
+
+
+def test_the_screening_halves_and_goes_on_from_paused_runs():
+    problem, theta = small_training_run(steps=27)
+    counting, at = counted(problem)
+    settings = TrustRegionSettings(steps=2, screened=27, gradient=False)
+    steps, state = minimized(at, theta, settings)
+    assert counting.spans[:27] == [(0, 3)] * 27
+    assert counting.spans[27:36] == [(3, 9)] * 9
+    assert counting.spans[36:] == [(9, 27)] * 3
+    assert [step.source for step in steps] == ["screening"] * 3
+    assert [step.meta_step for step in steps] == [0, 1, 2]
+    assert sum(math.isinf(h) for h in state.heights) == 24
+    for step in steps:  # a paused run is the whole run, bit for bit
+        h = problem.run(step.theta, 0, 27, problem.initial_state(step.theta))
+        assert step.meta_loss == float(problem.loss(h))
+    at_rung = []
+    for u in state.points[-3:]:
+        theta_u = boxed(theta)[0] + 4 * torch.tensor(u, dtype=theta.dtype)
+        at_rung.append(float(problem.loss(problem.run(theta_u, 0, 3, problem.initial_state()))))
+    others = [
+        float(
+            problem.loss(
+                problem.run(
+                    boxed(theta)[0] + 4 * torch.tensor(u, dtype=theta.dtype),
+                    0,
+                    3,
+                    problem.initial_state(),
+                )
+            )
+        )
+        for u in state.points[:18]
+    ]
+    assert max(at_rung) <= min(others)
+
+
+def test_the_start_is_screened_too_and_alone_if_asked():
+    problem, theta = small_training_run(steps=9)
+    steps, _ = minimized(problem, theta, TrustRegionSettings(steps=0, screened=1))
+    assert torch.allclose(steps[0].theta, theta, rtol=0, atol=1e-12)
+    assert len(steps) == 1
+
+
+def test_more_coordinates_than_a_sobol_sequence_has(monkeypatch):
+    monkeypatch.setattr("scipy.stats.qmc.Sobol.MAXDIM", 3)
+    problem, theta = small_training_run(steps=9)
+    _, state = minimized(problem, theta, TrustRegionSettings(steps=2, screened=27, surrogate=False))
+    points = torch.tensor(state.points)
+    assert 0 <= float(points.min()) < 0.1
+    assert 0.9 < float(points.max()) <= 1
+    assert len({tuple(u) for u in state.points[:27]}) == 27
+
+
+class Hopeless(Counting):
+    """A problem without a finite loss."""
+
+    def loss(self, h):
+        return self._problem.loss(h) * math.nan
+
+
+def test_a_screening_without_a_finite_loss_ends_at_its_first_rung():
+    problem, theta = small_training_run(steps=27)
+    hopeless = Hopeless(problem)
+    with pytest.raises(DivergedError, match="no run of the screening"):
+        minimized(lambda _: hopeless, theta, TrustRegionSettings(steps=9, screened=9))
+    assert hopeless.spans == [(0, 3)] * 9
+
+
+def test_rounding_leads_nowhere_outside_the_box():
+    problem, theta = small_training_run(steps=3)
+    single = problem.in_precision(torch.float32)
+    low, high = (torch.full_like(theta, math.log(x)).float() for x in (1e-6, 0.1))
+    with_optimizer = minimize(
+        single, TrustRegionState(high.clone()), (low, high), EXACT, TrustRegionSettings(screened=1)
+    )
+    step = next(with_optimizer)
+    assert torch.equal(step.theta, high)
+
+
+def test_segments_share_their_draws_in_the_screening():
+    problem, theta = run_of({"learning_rate": Grain("tensor", 3), "momentum": Grain("net")})
+    tied = problem.layout.across_segments()
+    assert tied == [0, 1, 2, 3] * 3 + [4]
+    _, state = minimized(
+        problem, theta, TrustRegionSettings(steps=0, screened=9, gradient=False), tied=tied
+    )
+    drawn = np.array(state.points + state.survivors)
+    start = ((theta - boxed(theta)[0]) / 4).tolist()
+    drawn = drawn[[not np.allclose(u, start) for u in drawn]]
+    assert len(drawn) == 8
+    assert np.array_equal(drawn[:, 0:4], drawn[:, 4:8])
+    assert np.array_equal(drawn[:, 0:4], drawn[:, 8:12])
+    assert len(np.unique(drawn[:, 0])) == 8
+
+
+def test_gradient_steps_double_when_they_hold_and_halve_when_not():
+    problem, theta = random_linear(steps=1)  # too short to be given up
+    settings = TrustRegionSettings(steps=40, screened=1, surrogate=False)
+    steps, state = minimized(problem, theta, settings, half=4.0)
+    losses = [step.meta_loss for step in steps]
+    assert min(losses) < 0.35 * losses[0]
+    assert state.best_loss == min(losses)
+    box = boxed(theta, 4.0)
+    best, length = 0, settings.first_step
+    for n, step in enumerate(steps[1:], start=1):
+        went = (step.theta - steps[best].theta) / (box[1] - box[0])
+        clipped = ((step.theta - box[0]).abs() < 1e-9) | ((step.theta - box[1]).abs() < 1e-9)
+        if not clipped.any():
+            assert float(went.norm()) == pytest.approx(length, rel=1e-6)
+        better = losses[n] < losses[best]
+        length = min(2 * length, 0.5 * len(theta) ** 0.5) if better else length / 2
+        best = n if better else best
+    assert {losses[n] < min(losses[:n]) for n in range(1, len(losses))} == {True, False}
+
+
+def test_a_gradient_is_taken_once_a_best_and_not_again_after_a_failure(monkeypatch):
+    problem, theta = small_training_run(steps=12)
+    taken = []
+    slope = trust_region._TrustRegion._slope
+    monkeypatch.setattr(
+        trust_region._TrustRegion,
+        "_slope",
+        lambda self: taken.append(self._state.best_step) or slope(self),
+    )
+    steps, _ = minimized(problem, theta, TrustRegionSettings(steps=25, screened=9, surrogate=False))
+    assert "gradient" in {step.source for step in steps}
+    assert len(taken) == len(set(taken)) >= 2
+    assert len(taken) < sum(step.source == "gradient" for step in steps)
+
+
+def test_the_slope_is_that_of_the_loss_in_units_of_the_box():
+    problem, theta = small_training_run(steps=12)
+    half = torch.linspace(0.5, 4.0, len(theta), dtype=theta.dtype)
+    low, high = theta - half, theta + half
+    start = TrustRegionState(theta.clone())
+    steps = minimize(problem, start, (low, high), EXACT, TrustRegionSettings(steps=1, screened=1))
+    next(steps)
+    g = EXACT.hypergradient(problem, theta, seed=0).gradient * (high - low)
+    expected = g.sign() * g.abs().sqrt()
+    second = next(steps)
+    went = second.theta - theta
+    cosine = torch.cosine_similarity(went, -expected * (high - low), dim=0)
+    assert float(cosine) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_a_coordinate_that_leans_on_a_wall_counts_out():
+    problem, theta = random_linear(steps=40)
+    gradient = EXACT.hypergradient(problem, theta, seed=0).gradient
+    high = theta + 2.0
+    high[gradient < 0] = theta[gradient < 0]  # downhill is outside
+    low = theta - 2.0
+    assert (gradient < 0).any()
+    assert (gradient > 0).any()
+    state = TrustRegionState(theta.clone())
+    steps = list(
+        minimize(problem, state, (low, high), EXACT, TrustRegionSettings(steps=3, screened=1))
+    )
+    for step in steps:
+        assert ((low - 1e-12 <= step.theta) & (step.theta <= high + 1e-12)).all()
+    assert torch.allclose(steps[1].theta[gradient < 0], theta[gradient < 0], rtol=0, atol=1e-12)
+    went = (steps[1].theta - theta) / (high - low)
+    assert float(went.norm()) == pytest.approx(0.1, rel=1e-6), "the wall took a part of the step"
+    assert steps[1].meta_loss < steps[0].meta_loss
+
+
+def test_what_is_worse_than_the_good_half_on_the_way_is_given_up(monkeypatch):
+    problem, theta = small_training_run(steps=27)
+    _, at = counted(problem)
+    settings = TrustRegionSettings(steps=40, screened=27, gradient=False)
+    counting = at(0)
+    _, state = minimized(at, theta, settings)
+    given_up = sum(math.isinf(h) for h in state.heights) - 24
+    assert given_up > 0
+    assert state.given_up == given_up + 24
+    assert counting.spans.count((0, 9)) - counting.spans.count((9, 27)) + 3 == given_up
+    ends = sorted(state.midway)
+    assert len(ends) >= 8
+
+
+def test_the_screening_tells_how_far_it_is():
+    problem, theta = small_training_run(steps=27)
+    counting, at = counted(problem)
+    heard = []
+
+    def told(what, done, of):
+        heard.append((what, done, of))
+        assert done == counting.updates
+
+    minimized(at, theta, TrustRegionSettings(steps=2, screened=10, gradient=False), told=told)
+    assert heard[0] == ("screening", 0, 10 * 3 + 4 * 6)
+    assert len(heard) == 10 + 4
+    assert heard[-1] == ("screening", 10 * 3 + 3 * 6, 10 * 3 + 4 * 6)
+    heard.clear()
+    minimized(problem, theta, TrustRegionSettings(steps=2, screened=1, gradient=False), told=told)
+    assert not heard, "there is nothing to screen"
+
+
+class Spent(Counting):
+    """A problem whose losses are NaN after so many updates."""
+
+    def loss(self, h):
+        return self._problem.loss(h) * (1.0 if self.updates <= 9 * 9 else math.nan)
+
+
+def test_a_walk_of_which_no_run_comes_to_its_end_stops(monkeypatch):
+    monkeypatch.setattr("hyperrbp.optimizers.trust_region.FRUITLESS", 12)
+    problem, theta = small_training_run(steps=9)
+    spent = Spent(problem)
+    settings = TrustRegionSettings(steps=50, screened=1, gradient=False)
+    with_optimizer = minimize(
+        lambda _: spent, (state := TrustRegionState(theta.clone())), boxed(theta), EXACT, settings
+    )
+    steps = list(itertools.islice(with_optimizer, 51))
+    assert state.stopped
+    assert len(steps) == 9
+    assert state.given_up == 12
+
+
+@pytest.mark.parametrize("of", [{"surrogate": False}, {"gradient": False}, {}], ids=str)
+def test_a_walk_taken_up_again_anywhere_has_the_same_bits(of):
+    """Stopped after every run. Catches what the walk knows and its state does not."""
+    problem, theta = small_training_run(steps=18)
+    settings = TrustRegionSettings(steps=16, screened=9, **of)
+    whole, _ = minimized(problem, theta, settings)
+    expected = bits(whole)
+    assert len(expected) == 17
+    assert taken_up(problem, theta, settings, EXACT, len(whole)) == expected
+
+
+def test_every_run_of_a_walk_over_draws_is_one_of_its_own_draw():
+    """The losses, and all bits when taken up again. Catches a run that goes on in another draw."""
+    draws = [small_training_run(steps=18, seed=n)[0] for n in range(17)]
+    _, theta = small_training_run(steps=18)
+    settings = TrustRegionSettings(steps=16, screened=27)
+    inexact = GradientSettings("neumann", 5, Averaging("mean", 2))
+    whole, _ = minimized(draws.__getitem__, theta, settings, gradient=inexact)
+    for step in whole:
+        assert step.problem is draws[step.meta_step]
+        assert step.meta_loss == float(step.problem.loss(step.problem.last_state(step.theta)))
+    expected = bits(whole)
+    assert {source for *_, source in expected} >= {"screening", "gradient"}
+    assert taken_up(draws.__getitem__, theta, settings, inexact, len(whole)) == expected
+
+
+def test_a_content_of_another_version_is_refused():
+    _, theta = small_training_run(steps=3)
+    content = TrustRegionState(theta).to_json()
+    for name in content:
+        with pytest.raises(KeyError, match=name):
+            TrustRegionState.from_json({k: v for k, v in content.items() if k != name}, like=theta)
+
+
+def test_runs_that_diverge_are_bad_points_and_no_end():
+    """Catches one that is recorded, or ends the walk."""
+    problem, theta = small_training_run(steps=18, update="pytorch")
+    steps, state = minimized(
+        problem, theta + 2, TrustRegionSettings(steps=12, screened=9), half=900.0, gradient=EXACT
+    )
+    assert len(steps) == 13 or state.stopped
+    assert all(math.isfinite(step.meta_loss) for step in steps)
+
+
+def test_nothing_finite_at_all_is_said():
+    """Catches a walk that ends without an answer."""
+    problem, theta = small_training_run(steps=9)
+    far = torch.full_like(theta, 800.0)
+    with pytest.raises(DivergedError, match="no run of the screening"):
+        minimized(problem, far, TrustRegionSettings(steps=5, screened=5), half=1.0)
+
+
+def test_patience_ends_a_walk():
+    problem, theta = small_training_run(steps=9)
+    steps, state = minimized(
+        problem, theta, TrustRegionSettings(steps=500, screened=9, gradient=False, patience=4)
+    )
+    assert len(steps) < 500
+    assert len(steps) - 1 - state.best_step == 4
+
+
+def test_patience_begins_after_the_screening():
+    """Its runs come in the order of what they promise. Catches a walk that ends among them."""
+    problem, theta = small_training_run(steps=27)
+    settings = TrustRegionSettings(steps=60, screened=54, gradient=False, patience=2)
+    steps, _ = minimized(problem, theta, settings)
+    screened = sum(step.source == "screening" for step in steps)
+    assert screened == 6
+    first = min(range(screened), key=lambda n: steps[n].meta_loss)
+    assert first < 4, "or else this shows nothing"
+    assert len(steps) >= screened + 2
+
+
+def test_the_surrogate_finds_a_valley_that_chance_does_not():
+    draw = np.random.default_rng(3)
+    bottom = draw.random(6)
+
+    def value(u: np.ndarray) -> float:
+        return float(math.log10(1e-4 + ((u - bottom) ** 2 * np.arange(1, 7)).sum()))
+
+    points = draw.random((20, 6))
+    heights = np.array([value(u) for u in points])
+    surrogate, radius = Surrogate(6), 0.4
+    for turn in range(60):
+        u = surrogate.proposal(points, heights, radius, turn, np.random.default_rng(turn))
+        assert ((u >= 0) & (u <= 1)).all()
+        points, heights = np.vstack([points, u]), np.append(heights, value(u))
+        radius = max(0.1, radius * 0.97)
+    by_chance = min(value(u) for u in np.random.default_rng(9).random((2000, 6)))
+    assert heights.min() < by_chance
+
+
+def test_what_was_given_up_is_no_better_than_the_worst_good_point():
+    points = np.random.default_rng(0).random((30, 3))
+    heights = np.where(points[:, 0] > 0.5, math.inf, points[:, 0])
+    proposals = [
+        Surrogate(3).proposal(points, heights, 0.4, 0, np.random.default_rng(n)) for n in range(10)
+    ]
+    assert np.mean([u[0] for u in proposals]) < 0.3
+
+
+def test_bad_points_are_alike_to_the_surrogate():
+    heights = np.array([*np.linspace(-3.0, 0.0, 61), 5.0, 30.0, math.inf])
+    capped, cap = _capped(heights)
+    good = np.sort(heights)[int(CAP * 63)]
+    assert cap == pytest.approx(good + 0.3 * (good + 3.0))
+    assert (capped[heights > cap] == cap).all()
+    assert np.array_equal(capped[heights <= cap], heights[heights <= cap])
+
+
+@pytest.mark.parametrize(
+    ("lower", "higher"), [(0.1, 0.2), (0.0, 1e-20), (-5.0, -1.0), (1.0, math.nan), (1.0, math.inf)]
+)
+def test_heights_are_in_the_order_of_losses(lower, higher):
+    assert height(lower) < height(higher) < math.inf
+
+
+# --- as a recipe ----------------------------------------------------------------------------------
+
+TINY = """
+threads: 1
+device: cpu
+data: {name: digits, train_examples: 200}
+model: {options: {hidden: [3]}, init_std: 0.3}
+inner: {steps: 18, batch_size: 50}
+gradient: {trunc: 3, averaging: {minibatches: 2}}
+meta: {steps: 12, screened: 9, optimizer: both}
+record: {test_seeds: 0}
+"""
+
+
+class Stops:
+    """Interrupts a run after so many records."""
+
+    def __init__(self, after):
+        self._left = after
+
+    def started(self, experiment, folder, earlier):
+        pass
+
+    def stepped(self, record, theta):
+        self._left -= 1
+        if self._left < 0:
+            raise KeyboardInterrupt
+
+    def stopped(self):
+        pass
+
+
+def test_a_tuning_run_by_walk_can_be_resumed_bit_for_bit(tmp_path):
+    """And go on to more meta steps. Catches a state that is not read back."""
+    recipe = parse(TINY)
+    whole = tune_recipe(recipe, tmp_path / "whole")
+    for after in (0, 2, 7, 12):
+        folder = tmp_path / f"after{after}"
+        with pytest.raises(KeyboardInterrupt):
+            tune_recipe(recipe, folder, observers=[Stops(after)])
+        found = tune_recipe(recipe, folder, resume=True)
+        assert found["meta_loss"] == whole["meta_loss"]
+        assert found["hyperparameters"] == whole["hyperparameters"]
+    assert len(whole["meta_loss"]) == 13
+    assert whole["best"]["meta_loss"] == min(whole["meta_loss"])
+    again = tune_recipe(recipe, tmp_path / "whole", resume=True)
+    assert again["meta_loss"] == whole["meta_loss"]
+    lines = (tmp_path / "whole" / "records.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    assert {record["source"] for record in records} == {"screening", "gradient", "surrogate"}
+    assert whole["optimizer"] == "both"
+    for record in records:
+        assert ("slope" in record) == (record["source"] == "gradient")
+    slopes = [record["slope"] for record in records if "slope" in record]
+    assert all(slope["status"] == "growing" and slope["products"] == 6 for slope in slopes)
+    assert all(slope["norm"] > 0 and slope["meta_step"] < 12 for slope in slopes)
+    more = tune_recipe(
+        parse(TINY.replace("steps: 12", "steps: 15")), tmp_path / "whole", resume=True
+    )
+    assert more["meta_loss"][:13] == whole["meta_loss"]
+    assert len(more["meta_loss"]) == 16
+
+
+def test_each_walk_of_a_recipe_is_the_one_it_names():
+    from hyperrbp.experiments.experiment import Experiment
+
+    for name, sources in {
+        "adam": {None},
+        "gradient": {"screening", "gradient"},
+        "surrogate": {"screening", "surrogate"},
+    }.items():
+        experiment = Experiment(parse(TINY.replace("optimizer: both", f"optimizer: {name}")))
+        steps = list(meta_steps(experiment, begin(experiment)))
+        assert {step.source for step in steps} == sources
+        low, high = experiment.box
+        if name != "adam":
+            assert all(((low <= s.theta) & (s.theta <= high)).all() for s in steps)
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "words"),
+    [
+        (
+            "gradient: {method: auto}\nmeta: {optimizer: both}",
+            "gradient.method",
+            "expected a method by",
+        ),
+        (
+            "hyperparameters: {example_weight: {}}\nmeta: {optimizer: surrogate, loss: validation}\n"
+            "data: {validation_examples: 100}",
+            "meta.optimizer",
+            "expected adam or gradient, got surrogate",
+        ),
+        (
+            "gradient: {check_every: 2}\nmeta: {optimizer: both}",
+            "gradient.check_every",
+            "walk both has no",
+        ),
+        (
+            "meta: {optimizer: both, on_divergence: rollback}",
+            "meta.on_divergence",
+            "meta.optimizer adam",
+        ),
+        ("meta: {optimizer: both, decay: {factor: 0.5}}", "meta.decay", "meta.optimizer adam"),
+        (
+            "inner: {momentum: 0.99}\nmeta: {optimizer: surrogate}",
+            "hyperparameters.momentum.range",
+            "with inner.momentum = 0.99 in it, got [0.018, 0.982]",
+        ),
+        (
+            "hyperparameters: {init_scale: {range: [2, 3]}}\nmeta: {optimizer: surrogate}",
+            "hyperparameters.init_scale.range",
+            "with the start = 1 in it, got [2, 3]",
+        ),
+    ],
+)
+def test_a_walk_that_cannot_be_is_refused(text, key, words):
+    with pytest.raises(RecipeError) as raised:
+        parse(text)
+    assert [fault.key for fault in raised.value.faults] == [key]
+    assert words in str(raised.value)
+
+
+def test_a_surrogate_needs_no_gradient_that_sees():
+    parse("hyperparameters: {init_scale: {}}\nmeta: {optimizer: surrogate}")
+    with pytest.raises(RecipeError, match="cannot see init_scale"):
+        parse("hyperparameters: {init_scale: {}}\nmeta: {optimizer: both}")
+
+
+def test_the_terminal_says_what_is_screened_and_who_proposed_what(tmp_path, capsys):
+    from rich.console import Console
+
+    from hyperrbp.reporting.terminal import Plain, answer
+
+    console = Console(width=300)
+    plain = Plain(console)
+    result = tune_recipe(parse(TINY), tmp_path / "run", observers=[plain], told=plain.told)
+    said = capsys.readouterr().out
+    assert "before them, 9 points are screened, for as long as about 2 take" in said
+    assert "screening: 0 of " in said
+    assert result["given_up"] >= 6
+    assert "hyperparameters; neumann with K = 3 and walk both on cpu, 1 thread" in said
+    console.print(answer(result | {"optimizer": "surrogate"}))
+    said_at_the_end = capsys.readouterr().out
+    assert " a surrogate on cpu" in said_at_the_end
+    assert " → " not in said_at_the_end[said_at_the_end.index("meta loss") :]
+    assert "meta step 0/12 (screening) |" in said
+    for source in ("gradient", "surrogate"):
+        assert f"/12 ({source}) |" in said

@@ -1,0 +1,99 @@
+"""A run of thousands of meta steps: what it holds and what it leaves on disk do not grow."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_metering import live
+
+from hyperrbp import tune_recipe
+from hyperrbp.config.recipe import parse
+from hyperrbp.experiments.run_folder import RunFolder
+from hyperrbp.reporting.tensorboard import TensorBoard
+
+TINY = """
+name: tiny
+threads: 1
+device: cpu
+data: {name: digits, train_examples: 100}
+model: {options: {hidden: [3]}, init_std: 0.3}
+inner: {steps: 4, batch_size: 50}
+gradient: {trunc: 2, averaging: {minibatches: 2, series: 1}}
+meta: {steps: 200, learning_rate: 0.01}
+"""
+MiB = 2**20
+
+
+class Watcher:
+    """What the process holds, and what is in the run folder, at some meta steps."""
+
+    def __init__(self, at: tuple[int, ...]) -> None:
+        self._at = at
+        self.tensor_bytes: list[int] = []
+        self.objects: list[int] = []
+        self.resident: list[int] = []
+        self.files: list[set[str]] = []
+        self.checkpoints: list[int] = []
+
+    def started(self, experiment, folder, earlier) -> None:
+        self._folder = folder.path
+        experiment.problem().prepare(experiment.theta)  # what is called 500 times is traced then
+
+    def stopped(self) -> None: ...
+
+    def stepped(self, record, theta) -> None:
+        if record["meta_step"] not in self._at:
+            return
+        found = [path for path in self._folder.rglob("*") if path.is_file()]
+        self.files.append({str(path.relative_to(self._folder)) for path in found})
+        self.checkpoints += [p.stat().st_size for p in found if p.name.startswith("checkpoint")]
+        del found
+        self.tensor_bytes.append(live())
+        self.objects.append(len(gc.get_objects()))
+        self.resident.append(resident())
+
+
+def resident() -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    pytest.skip("the system does not say")
+
+
+def event_steps(folder: Path) -> list[int]:
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    events.Reload()
+    return [event.step for event in events.Scalars("meta/loss")]
+
+
+@pytest.mark.parametrize(
+    ("first", "steps", "grows"),
+    [(100, 200, 4 * MiB), pytest.param(550, 2000, 8 * MiB, marks=pytest.mark.slow)],
+)
+def test_a_long_run_holds_and_leaves_no_more_than_a_short_one(tmp_path, first, steps, grows, cases):
+    """Tensor bytes to the byte, objects to 50, resident memory to MiB; files, checkpoints, events.
+
+    Catches records or states that are kept, files that pile up, and steps that are drawn twice.
+    """
+    at = (first, (first + steps) // 2, steps - 1)
+    watcher, board = Watcher(at), TensorBoard()
+    before = torch.get_num_threads()
+    try:
+        recipe = parse(TINY, overrides=[("test", "meta.steps", steps)])
+        tune_recipe(recipe, tmp_path / "run", observers=[board, watcher])
+    finally:
+        torch.set_num_threads(before)
+    assert watcher.tensor_bytes == [watcher.tensor_bytes[0]] * 3
+    assert watcher.tensor_bytes[0] > 100 * 64 * 4, "the data are not even counted"
+    assert watcher.objects[2] - watcher.objects[0] < 50
+    assert watcher.resident[2] - watcher.resident[0] < grows
+    assert watcher.files[0] == watcher.files[1] == watcher.files[2]
+    assert max(watcher.checkpoints) < 1.25 * min(watcher.checkpoints)
+    run = RunFolder(tmp_path / "run")
+    assert [record["meta_step"] for record in run.records()] == list(range(steps + 1))
+    assert event_steps(run.events) == list(range(steps + 1))
+    cases(steps)

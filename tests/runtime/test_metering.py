@@ -1,0 +1,158 @@
+"""What is kept, what it costs, and that looking changes nothing."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+import torch
+from conftest import small_training_run
+
+from hyperrbp import Averaging, GradientSettings, MetaSettings, descend, hypergradient
+from hyperrbp.hypergradients import METHODS, method_class
+from hyperrbp.hypergradients.implicit import ImplicitMethod
+from hyperrbp.runtime.metering import LiveBytes, PhaseMeter, SavedBytes
+
+SOLVERS = sorted(n for n in METHODS if issubclass(method_class(n), ImplicitMethod))
+
+
+def test_saved_bytes_of_a_known_graph():
+    x = torch.randn(100, dtype=torch.float64, requires_grad=True)
+    with SavedBytes() as saved:
+        y = x.exp()  # keeps its result
+        z = y.sin()  # keeps its argument, which is that same storage
+        w = z * x  # keeps z and x
+        assert saved.now == 3 * 800
+        del y, z
+        assert saved.now == 3 * 800
+        del w
+        assert saved.now == 0
+    assert saved.peak == 3 * 800
+    with SavedBytes(x) as saved:
+        x * x.detach()
+        assert saved.peak == 0, "an ignored storage was counted"
+
+
+def test_live_bytes_of_known_tensors():
+    with LiveBytes() as live:
+        a = torch.zeros(1000, dtype=torch.float64)
+        b = a.view(10, 100)  # no storage of its own
+        c = a + 1
+        assert live.now == 16000
+        del a, b
+        assert live.now == 8000
+        del c
+        assert live.now == 0
+    assert live.peak == 16000
+
+
+def test_live_bytes_leave_out_views_of_what_was_there_before():
+    outside = torch.zeros(1000, dtype=torch.float64)
+    with LiveBytes() as live:
+        outside[:500].view(5, 100).add_(1)
+        outside.requires_grad_().detach()
+    assert live.peak == 0
+
+
+def saved_bytes(name: str, trunc: int, steps: int, averaging: Averaging) -> int:
+    problem, theta = small_training_run(steps=steps)
+    # 5 minibatches an epoch: at T = 100 and 1000 the last M are cut from epochs of one shape.
+    with SavedBytes() as saved:
+        hypergradient(
+            problem,
+            theta,
+            name,
+            trunc=trunc,
+            averaging=averaging,
+            options={"tolerance": 0.0} if name != "bptt" else {},
+        )
+    return saved.peak
+
+
+@pytest.mark.parametrize(
+    ("name", "estimator"),
+    [(name, estimator) for name in SOLVERS for estimator in method_class(name).estimators],
+)
+def test_memory_of_an_implicit_method_is_constant_in_k_and_t(name, estimator, cases):
+    """What autograd keeps is equal to the byte at ten times K, and at ten times T.
+
+    Catches a run that keeps its graph, and a solver whose products do.
+    """
+    cases(2)
+    averaging = Averaging(estimator, minibatches=5, series=2)
+    base = saved_bytes(name, 10, 100, averaging)
+    assert base > 0
+    assert saved_bytes(name, 100, 100, averaging) == base
+    assert saved_bytes(name, 10, 1000, averaging) == base
+
+
+def test_memory_of_bptt_is_linear_in_t():
+    one, two, four = (saved_bytes("bptt", 1, steps, Averaging()) for steps in (50, 100, 200))
+    assert two - one > 50 * 1000
+    assert four - two == 2 * (two - one)
+
+
+def test_memory_of_tbptt_is_linear_in_k_and_free_of_t():
+    a, b, c = (saved_bytes_tbptt(trunc, 100) for trunc in (10, 20, 40))
+    assert b - a > 10 * 1000
+    assert c - b == 2 * (b - a)
+    assert saved_bytes_tbptt(10, 1000) == a
+
+
+def saved_bytes_tbptt(trunc: int, steps: int) -> int:
+    problem, theta = small_training_run(steps=steps)
+    with SavedBytes() as saved:
+        hypergradient(problem, theta, "tbptt", trunc=trunc)
+    return saved.peak
+
+
+def live() -> int:
+    """The bytes of every tensor that there is."""
+    gc.collect()
+    storages = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+        for tensor in gc.get_objects()
+        if issubclass(type(tensor), torch.Tensor) and tensor.layout is torch.strided
+    }
+    return sum(storages.values())
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_two_hundred_meta_steps_leak_nothing(name, cases):
+    """The bytes of all tensors alive are equal to the byte 200 meta steps later, for each method.
+
+    Catches a loop that keeps its steps.
+    """
+    problem, theta = small_training_run(steps=4)
+    counts = {}
+    settings = GradientSettings(name, trunc=3, averaging=Averaging(minibatches=2))
+    for step in descend(problem, theta, settings, MetaSettings(steps=241)):
+        if step.meta_step in (40, 240):  # by the first, all that will be traced has been
+            counts[step.meta_step] = live()
+    assert counts[240] == counts[40] > 0
+    cases(200)
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_metering_changes_no_bit(name, cases):
+    """Each method's gradient under each of the three meters, to the bit.
+
+    Catches meters that hand back another tensor than they were given.
+    """
+    cases(3)
+    problem, theta = small_training_run(steps=12)
+
+    def gradient() -> torch.Tensor:
+        return hypergradient(problem, theta, name, trunc=5).gradient
+
+    bare = gradient()
+    with SavedBytes():
+        assert torch.equal(gradient(), bare)
+    with LiveBytes():
+        assert torch.equal(gradient(), bare)
+    meter = PhaseMeter(torch.device("cpu"))
+    metered = hypergradient(problem, theta, name, trunc=5, phase=meter.phase).gradient
+    assert torch.equal(metered, bare)
+    assert set(meter.seconds) == {"inner run", "meta-gradient"}
+    assert all(seconds > 0 for seconds in meter.seconds.values())
+    assert all(peaks["process"] > 10_000_000 for peaks in meter.peak_bytes.values())
