@@ -53,11 +53,12 @@ def imports(session: nox.Session) -> None:
 
 @nox.session(tags=["checks"])
 def docs(session: nox.Session) -> None:
-    """Build the documentation strictly into ``site/``; ``-- serve`` serves it while you write."""
+    """Build the documentation; a warning is an error. ``-- serve`` serves it while you write."""
+    session.run("python", "scripts/generate_docs.py")
     if session.posargs == ["serve"]:
-        session.run("mkdocs", "serve")
+        session.run("zensical", "serve")
     else:
-        session.run("mkdocs", "build", "--strict", *session.posargs)
+        session.run("zensical", "build", "--strict", *session.posargs)
 
 
 @nox.session
