@@ -1,8 +1,110 @@
-"""Whoever is told how something long goes."""
+"""The one way to follow something long: a callback, and a tracker that tells it of progress."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+Context = TypeVar("Context", contravariant=True)
+Record = TypeVar("Record", contravariant=True)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a task has come."""
+
+    task: str
+    """What is being done, for a reader: ``screening``, ``bytes and FLOPs of neumann``."""
+    done: float
+    total: float
+    """Zero where it is not known yet."""
+    unit: str
+    """Of ``done`` and ``total``: ``seconds``, ``training steps``."""
+
+
+class Callback(Generic[Context, Record]):
+    """Receives the events of one run, and cannot change it; override what is of use.
+
+    ``Context`` is what is known when the run begins, ``Record`` what it yields on its way. Both are
+    stated by the function that takes the callback.
+    """
+
+    def on_start(self, context: Context) -> None:
+        """Receive what is about to run."""
+
+    def on_progress(self, progress: Progress) -> None:
+        """Receive how far the current task has come."""
+
+    def on_record(self, record: Record) -> None:
+        """Receive one more record."""
+
+    def on_end(self) -> None:
+        """Learn that no event will follow, for whatever reason."""
+
+
+class Callbacks(Callback[Context, Record]):
+    """Passes every event on to several callbacks, in their order."""
+
+    def __init__(self, callbacks: Sequence[Callback[Context, Record]]) -> None:
+        self._callbacks = tuple(callbacks)
+
+    def on_start(self, context: Context) -> None:
+        """Pass it on."""
+        for callback in self._callbacks:
+            callback.on_start(context)
+
+    def on_progress(self, progress: Progress) -> None:
+        """Pass it on."""
+        for callback in self._callbacks:
+            callback.on_progress(progress)
+
+    def on_record(self, record: Record) -> None:
+        """Pass it on."""
+        for callback in self._callbacks:
+            callback.on_record(record)
+
+    def on_end(self) -> None:
+        """Pass it on."""
+        for callback in self._callbacks:
+            callback.on_end()
+
+
+class ProgressTracker:
+    """Adds up what is done of a job of several tasks, and reports it to a callback.
+
+    Args:
+        callback: what is told; nothing if not given.
+        unit: of what is added up.
+    """
+
+    def __init__(
+        self, callback: Callback[object, object] | None = None, unit: str = "seconds"
+    ) -> None:
+        self._callback, self._unit = callback or Callback(), unit
+        self._task, self._done, self._total = "", 0.0, 0.0
+
+    def expect(self, amount: float) -> None:
+        """Add to what there is to do."""
+        self._total += amount
+        self._report()
+
+    def begin(self, task: str) -> None:
+        """Name the task that begins."""
+        self._task = task
+        self._report()
+
+    def advance(self, amount: float) -> None:
+        """Add to what is done."""
+        self._done += amount
+        self._report()
+
+    def _report(self) -> None:
+        self._callback.on_progress(Progress(self._task, self._done, self._total, self._unit))
+
+
+# What is below goes as soon as everything speaks to a Callback.
+
 
 Told = Callable[[str, int, int], None]
 """Told (what, done, of how many) of something that goes on, in training steps."""

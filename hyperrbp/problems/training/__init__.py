@@ -1,1 +1,1 @@
-"""TODO."""
+"""A training run as a recurrent map: its state, update rule, objective and hyperparameters."""
