@@ -39,7 +39,8 @@ from hyperrbp.hypergradients.method_selection import (
     label,
     methods_at,
 )
-from hyperrbp.optimizers.adam import Chooser, GradientSettings, MetaSettings, descend
+from hyperrbp.hypergradients.settings import GradientSettings
+from hyperrbp.optimizers.adam import Chooser, MetaSettings, descend
 from hyperrbp.optimizers.auto_method import Auto
 
 LENGTHS = (100, 500, 1000, 1500)

@@ -27,7 +27,8 @@ from hyperrbp.experiments.experiment import Experiment
 from hyperrbp.hypergradients import Averaging
 from hyperrbp.hypergradients.agreement import agreement
 from hyperrbp.hypergradients.diagnostics.last_state import EXACT
-from hyperrbp.optimizers.adam import GradientSettings, MetaState, descend
+from hyperrbp.hypergradients.settings import GradientSettings
+from hyperrbp.optimizers.adam import MetaState, descend
 
 SEEDS = range(10)
 GRID = [10 ** (-5 + 4 * i / 29) for i in range(30)]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from hyperrbp.hypergradients.diagnostics.verdict import Verdict as Verdict
     from hyperrbp.hypergradients.implicit_layer import Diagnosis as Diagnosis
     from hyperrbp.hypergradients.implicit_layer import steady_state as steady_state
-    from hyperrbp.optimizers.adam import GradientSettings as GradientSettings
+    from hyperrbp.hypergradients.settings import GradientSettings as GradientSettings
     from hyperrbp.optimizers.adam import MetaSettings as MetaSettings
     from hyperrbp.optimizers.adam import descend as descend
     from hyperrbp.problems.base import Problem as Problem
@@ -43,7 +43,7 @@ _HOMES = {
     "Examination": "hyperrbp.hypergradients.diagnostics.examination",
     "Experiment": "hyperrbp.experiments.experiment",
     "FixedPoint": "hyperrbp.problems.fixed_point",
-    "GradientSettings": "hyperrbp.optimizers.adam",
+    "GradientSettings": "hyperrbp.hypergradients.settings",
     "GraphNet": "hyperrbp.problems.graph_net",
     "Hopfield": "hyperrbp.problems.hopfield",
     "Hypergradient": "hyperrbp.hypergradients",

@@ -20,7 +20,8 @@ from hyperrbp.experiments import data_module as examples
 from hyperrbp.experiments import evaluation as heldout
 from hyperrbp.experiments.sanity_check import look
 from hyperrbp.hypergradients import Averaging
-from hyperrbp.optimizers.adam import GradientSettings, MetaSettings
+from hyperrbp.hypergradients.settings import GradientSettings
+from hyperrbp.optimizers.adam import MetaSettings
 from hyperrbp.problems.networks import MODELS, TORCHVISION
 from hyperrbp.problems.training.hidden_state import refuse_hidden_state
 from hyperrbp.problems.training.hyperparameters import Grain, Hyperparameters

@@ -16,7 +16,7 @@ from hyperrbp.experiments.method_specs import MethodSpec
 from hyperrbp.hypergradients import Hypergradient
 from hyperrbp.hypergradients.cost_model import CostModel, cost_model
 from hyperrbp.hypergradients.method import Phase, unmetered
-from hyperrbp.optimizers.adam import GradientSettings
+from hyperrbp.hypergradients.settings import GradientSettings
 from hyperrbp.problems.base import Problem
 from hyperrbp.runtime.metering import LiveBytes, PhaseMeter, SavedBytes, available_bytes
 from hyperrbp.runtime.subprocesses import Report

@@ -8,7 +8,8 @@ from typing import Any
 
 from hyperrbp.config.recipe import ADAM, AUTO
 from hyperrbp.experiments.experiment import Experiment
-from hyperrbp.optimizers.adam import Chooser, GradientSettings, MetaState, MetaStep, descend
+from hyperrbp.hypergradients.settings import GradientSettings
+from hyperrbp.optimizers.adam import Chooser, MetaState, MetaStep, descend
 from hyperrbp.optimizers.trust_region import TrustRegionSettings, TrustRegionState, minimize
 from hyperrbp.runtime.callbacks import Told
 

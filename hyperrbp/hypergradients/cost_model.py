@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from hyperrbp.hypergradients import Method, hypergradient, method_class
-from hyperrbp.optimizers.adam import GradientSettings
+from hyperrbp.hypergradients.settings import GradientSettings
 from hyperrbp.problems.base import Problem
 from hyperrbp.runtime.metering import SavedBytes, process_peak_bytes
 

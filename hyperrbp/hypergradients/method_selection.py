@@ -19,7 +19,7 @@ from hyperrbp.hypergradients.agreement import Agreement, agreement
 from hyperrbp.hypergradients.diagnostics.last_state import EXACT, LastState
 from hyperrbp.hypergradients.diagnostics.verdict import Evidence, Verdict, judge
 from hyperrbp.hypergradients.implicit import ImplicitMethod
-from hyperrbp.optimizers.adam import GradientSettings
+from hyperrbp.hypergradients.settings import GradientSettings
 
 PRODUCT = 3
 """A Jacobian product in gradients of a minibatch: forth and back through the graph of one."""

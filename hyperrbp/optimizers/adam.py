@@ -12,38 +12,13 @@ import torch
 from torch import Tensor
 
 from hyperrbp.exceptions import DivergedError
-from hyperrbp.hypergradients import Averaging, Hypergradient, Method, hypergradient
-from hyperrbp.hypergradients.method import Phase, Status, unmetered
+from hyperrbp.hypergradients import Hypergradient
+from hyperrbp.hypergradients.method import Status
+from hyperrbp.hypergradients.settings import GradientSettings
 from hyperrbp.problems.base import Problem
 from hyperrbp.runtime.metering import PhaseMeter
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class GradientSettings:
-    """How the loss on the last state is differentiated; see :func:`hypergradient`."""
-
-    method: str | Method = "neumann"
-    trunc: int = 50
-    averaging: Averaging = field(default_factory=Averaging)
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    def hypergradient(
-        self, problem: Problem, theta: Tensor, *, seed: int, step: int = 0, phase: Phase = unmetered
-    ) -> Hypergradient:
-        """Run the problem at θ and differentiate its last loss; see :func:`hypergradient`."""
-        return hypergradient(
-            problem,
-            theta,
-            self.method,
-            trunc=self.trunc,
-            averaging=self.averaging,
-            options=self.options,
-            seed=seed,
-            step=step,
-            phase=phase,
-        )
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from hyperrbp.hypergradients.method_selection import (
     exact_candidate,
     methods_at,
 )
-from hyperrbp.optimizers.adam import GradientSettings, MetaState
+from hyperrbp.hypergradients.settings import GradientSettings
+from hyperrbp.optimizers.adam import MetaState
 from hyperrbp.problems.base import Problem
 
 EVERY = 20

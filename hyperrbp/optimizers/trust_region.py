@@ -23,7 +23,8 @@ from torch import Tensor
 from hyperrbp.exceptions import DivergedError
 from hyperrbp.hypergradients.diagnostics.last_state import LastState
 from hyperrbp.hypergradients.method import Gradient
-from hyperrbp.optimizers.adam import GradientSettings, MetaStep
+from hyperrbp.hypergradients.settings import GradientSettings
+from hyperrbp.optimizers.adam import MetaStep
 from hyperrbp.optimizers.surrogate import WORST, Surrogate, height
 from hyperrbp.problems.base import Problem, loss_where_finite
 from hyperrbp.runtime.callbacks import Told

@@ -18,7 +18,8 @@ from hyperrbp.hypergradients import Averaging, hypergradient
 from hyperrbp.hypergradients.diagnostics.examination import examine
 from hyperrbp.hypergradients.diagnostics.last_state import EXACT, LastState
 from hyperrbp.hypergradients.diagnostics.verdict import Verdict
-from hyperrbp.optimizers.adam import GradientSettings, MetaSettings, MetaState, descend
+from hyperrbp.hypergradients.settings import GradientSettings
+from hyperrbp.optimizers.adam import MetaSettings, MetaState, descend
 from hyperrbp.optimizers.auto_method import EVERY, Auto
 from hyperrbp.reporting.check import page
 from hyperrbp.runtime.metering import LiveBytes, SavedBytes

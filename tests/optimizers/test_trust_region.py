@@ -17,8 +17,8 @@ from hyperrbp.exceptions import DivergedError, RecipeError
 from hyperrbp.experiments.meta_loop import begin, meta_steps
 from hyperrbp.experiments.tune import tune_recipe
 from hyperrbp.hypergradients import Averaging
+from hyperrbp.hypergradients.settings import GradientSettings
 from hyperrbp.optimizers import trust_region
-from hyperrbp.optimizers.adam import GradientSettings
 from hyperrbp.optimizers.surrogate import CAP, Surrogate, _capped, height
 from hyperrbp.optimizers.trust_region import TrustRegionSettings, TrustRegionState, minimize
 from hyperrbp.problems.training.hyperparameters import Grain

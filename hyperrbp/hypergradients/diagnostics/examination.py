@@ -29,7 +29,7 @@ from hyperrbp.hypergradients.diagnostics.steady_state import SteadyState, steady
 from hyperrbp.hypergradients.diagnostics.verdict import Evidence, Verdict, judge
 from hyperrbp.hypergradients.implicit import ImplicitMethod
 from hyperrbp.hypergradients.method import Gradient, Status
-from hyperrbp.optimizers.adam import GradientSettings
+from hyperrbp.hypergradients.settings import GradientSettings
 from hyperrbp.problems.base import Jacobian, Problem
 from hyperrbp.runtime.callbacks import Audience
 from hyperrbp.runtime.randomness import generator

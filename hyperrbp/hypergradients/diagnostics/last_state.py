@@ -10,7 +10,7 @@ from torch import Tensor
 from hyperrbp.hypergradients import chosen_method, make_task
 from hyperrbp.hypergradients.implicit import ImplicitMethod
 from hyperrbp.hypergradients.method import Gradient, Run
-from hyperrbp.optimizers.adam import GradientSettings
+from hyperrbp.hypergradients.settings import GradientSettings
 from hyperrbp.problems.base import MeanLinearization, Problem, Sensitivity
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from hyperrbp.hypergradients import chosen_method
 from hyperrbp.hypergradients.agreement import agreement
 from hyperrbp.hypergradients.diagnostics.last_state import LastState
-from hyperrbp.optimizers.adam import GradientSettings
+from hyperrbp.hypergradients.settings import GradientSettings
 
 SETTLED = 0.95
 """The cosine between K and 4 K from which the direction counts as settled."""

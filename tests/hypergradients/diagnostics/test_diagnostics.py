@@ -38,7 +38,7 @@ from hyperrbp.hypergradients.method_selection import (
     exact_candidate,
 )
 from hyperrbp.hypergradients.neumann import Neumann
-from hyperrbp.optimizers.adam import GradientSettings
+from hyperrbp.hypergradients.settings import GradientSettings
 
 RADII = (0.5, 0.99, 1.01, 1.5)
 KINDS = ("symmetric", "skewed", "triangular", "momentum")
