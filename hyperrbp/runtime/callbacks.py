@@ -70,18 +70,24 @@ class Callbacks(Callback[Context, Record]):
             callback.on_end()
 
 
+Report = Callable[[Progress], None]
+"""Receives progress: ``callback.on_progress``, or any function."""
+
+
+def ignore(progress: Progress) -> None:
+    """Report to nobody."""
+
+
 class ProgressTracker:
-    """Adds up what is done of a job of several tasks, and reports it to a callback.
+    """Adds up what is done of a job of several tasks, and reports it.
 
     Args:
-        callback: what is told; nothing if not given.
+        report: receives the progress, as ``callback.on_progress`` does.
         unit: of what is added up.
     """
 
-    def __init__(
-        self, callback: Callback[object, object] | None = None, unit: str = "seconds"
-    ) -> None:
-        self._callback, self._unit = callback or Callback(), unit
+    def __init__(self, report: Report = ignore, unit: str = "seconds") -> None:
+        self._report_to, self._unit = report, unit
         self._task, self._done, self._total = "", 0.0, 0.0
 
     def expect(self, amount: float) -> None:
@@ -100,7 +106,7 @@ class ProgressTracker:
         self._report()
 
     def _report(self) -> None:
-        self._callback.on_progress(Progress(self._task, self._done, self._total, self._unit))
+        self._report_to(Progress(self._task, self._done, self._total, self._unit))
 
 
 # What is below goes as soon as everything speaks to a Callback.
