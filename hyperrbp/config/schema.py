@@ -6,7 +6,7 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args, get_origin
@@ -15,7 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from hyperrbp.config import strict_yaml
-from hyperrbp.config.strict_yaml import KeyPath, dotted, shown
+from hyperrbp.config.strict_yaml import KeyPath, dotted
+from hyperrbp.runtime.suggestions import not_one_of as not_one_of
+from hyperrbp.runtime.suggestions import shown
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
@@ -176,10 +178,3 @@ def _section(parent: type[BaseModel], key: str) -> type[BaseModel] | None:
     options = get_args(annotation) if get_origin(annotation) is not None else (annotation,)
     sections = (o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
     return next(sections, None)
-
-
-def not_one_of(got: Any, choices: Mapping[str, Any] | Sequence[str]) -> str:
-    """What to say where a value is not among the choices."""
-    near = difflib.get_close_matches(str(got), list(choices), n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    return f"expected one of {', '.join(choices)}, got {shown(got)}{hint}"

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from hyperrbp.exceptions import Fault, RecipeError
+from hyperrbp.runtime.suggestions import shown as shown
 
 KeyPath = tuple[str | int, ...]
 """Where a value stands, as keys from the top."""
@@ -157,14 +158,6 @@ def _survey(
 def dump(content: Mapping[str, Any]) -> str:
     """A text that reads back to the same content, here and in other readers of YAML."""
     return yaml.dump(dict(content), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
-
-
-def shown(value: Any) -> str:
-    """A value in a message: on one line, and not longer than that takes."""
-    if value is None:
-        return "nothing"
-    text = str(value).lower() if isinstance(value, bool) else repr(value)
-    return text if len(text) <= 60 else text[:57] + "…"
 
 
 def dotted(at: KeyPath) -> str:
