@@ -27,7 +27,7 @@ from hyperrbp.config import presets as presets
 from hyperrbp.config.recipe import read
 from hyperrbp.data.batches import ShuffledBatches
 from hyperrbp.experiments.experiment import Experiment
-from hyperrbp.experiments.meta_loop import begin, meta_steps
+from hyperrbp.experiments.meta_optimizer import evaluations, meta_optimizer
 from hyperrbp.problems.training.run import TrainingRun
 
 HERE = Path(__file__).parent
@@ -77,9 +77,10 @@ def one(at: Experiment, seed: int) -> dict:
     clean[~wrong], clean[wrong] = 20.0, -20.0  # weights of 2 and 0: the mean over the clean ones
     other = copy.copy(problem)
     other._batches = ShuffledBatches(at.validation, at.recipe.inner.batch_size, seed)
-    state = begin(at)
+    optimizer = meta_optimizer(at)
+    state = optimizer.init(at.theta)
     started = time.process_time()
-    for _ in meta_steps(at, state):
+    for _ in evaluations(at, optimizer, state):
         pass
     seconds = time.process_time() - started
     weights = 2 * state.best_theta.sigmoid()

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hyperrbp import Averaging, Experiment, GradientSettings, MetaSettings, TrainingRun, descend
+from hyperrbp import Averaging, Experiment, GradientSettings, AdamSettings, TrainingRun, descend
 from hyperrbp.config.presets import find
 from hyperrbp.config.recipe import read
 from hyperrbp.hypergradients import hypergradient
@@ -91,7 +91,7 @@ def meta_step(experiment: Experiment, settings: GradientSettings) -> Callable[[]
 
     def once() -> None:
         next(
-            descend(experiment.problem(), experiment.theta, settings, MetaSettings(steps=1), seed=1)
+            descend(experiment.problem(), experiment.theta, settings, AdamSettings(steps=1), seed=1)
         )
 
     return once
@@ -210,7 +210,7 @@ def growth(arguments: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
                 theta: torch.Tensor = theta,
                 settings: GradientSettings = settings,
             ) -> None:
-                next(descend(problem, theta, settings, MetaSettings(steps=1)))
+                next(descend(problem, theta, settings, AdamSettings(steps=1)))
 
             tasks[str(size)] = once
         seconds = interleaved(tasks, 3, base.device)

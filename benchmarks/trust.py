@@ -40,8 +40,8 @@ from hyperrbp.hypergradients.method_selection import (
     methods_at,
 )
 from hyperrbp.hypergradients.settings import GradientSettings
-from hyperrbp.optimizers.adam import Chooser, MetaSettings, descend
-from hyperrbp.optimizers.auto_method import Auto
+from hyperrbp.optimizers.adam import MethodSelector, AdamSettings, descend
+from hyperrbp.optimizers.auto_method import AutoMethod
 
 LENGTHS = (100, 500, 1000, 1500)
 TRUNCS = (10, 50, 100)
@@ -89,7 +89,7 @@ def table(out: Path, data_root: Path) -> None:
 
 def tuned(now: Experiment, meta_steps: int) -> dict:
     """θ after so many meta steps as the recipe takes them."""
-    meta = MetaSettings(steps=max(meta_steps, 1), learning_rate=0.05)
+    meta = AdamSettings(steps=max(meta_steps, 1), learning_rate=0.05)
     for step in descend(now.problem(), now.theta, now.gradient, meta, seed=now.recipe.seed):
         if step.meta_step == meta_steps:
             return {"theta": step.theta.tolist(), "loss": step.meta_loss}
@@ -123,10 +123,10 @@ def choice(at: LastState, exact: Sequence[float]) -> dict:
     return {"label": found.chosen.label, "why": found.why}
 
 
-def optimizer_runs(now: Experiment) -> dict[str, GradientSettings | Chooser]:
+def optimizer_runs(now: Experiment) -> dict[str, GradientSettings | MethodSelector]:
     averaging = now.gradient.averaging
     return {
-        "auto": Auto(now.gradient, seed=now.recipe.seed),
+        "auto": AutoMethod(now.gradient, seed=now.recipe.seed),
         "neumann": now.gradient,
         "rbp": GradientSettings("rbp", 50, averaging),
         "cg": GradientSettings("cg", 50, Averaging("mean", FEW)),
@@ -148,11 +148,11 @@ def race(out: Path, data_root: Path) -> None:
             print(f"T = {steps}, {name}: {found['best']:.3f} in {found['meta_steps']} meta steps")
 
 
-def run_for(now: Experiment, gradient: GradientSettings | Chooser, budget: float) -> dict:
+def run_for(now: Experiment, gradient: GradientSettings | MethodSelector, budget: float) -> dict:
     """Tune until the seconds of this core are spent."""
     clock, losses, choices = time.process_time(), [], []
     seen = []
-    meta = MetaSettings(steps=10_000, learning_rate=now.recipe.meta.learning_rate)
+    meta = AdamSettings(steps=10_000, learning_rate=now.recipe.meta.learning_rate)
     try:
         for step in descend(now.problem(), now.theta, gradient, meta, seed=now.recipe.seed):
             spent = time.process_time() - clock

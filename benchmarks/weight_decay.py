@@ -28,7 +28,7 @@ from hyperrbp.hypergradients import Averaging
 from hyperrbp.hypergradients.agreement import agreement
 from hyperrbp.hypergradients.diagnostics.last_state import EXACT
 from hyperrbp.hypergradients.settings import GradientSettings
-from hyperrbp.optimizers.adam import MetaState, descend
+from hyperrbp.optimizers.adam import AdamState, descend
 
 SEEDS = range(10)
 GRID = [10 ** (-5 + 4 * i / 29) for i in range(30)]
@@ -68,7 +68,7 @@ def one_seed(data_root: Path, seed: int) -> dict[str, object]:
     points = [torch.full_like(at.theta, math.log(value)) for value in GRID]
     losses, grid_seconds = timed(lambda: [validated(at, theta) for theta in points])
     best = min(range(len(GRID)), key=losses.__getitem__)
-    state = MetaState(at.theta.clone())
+    state = AdamState(at.theta.clone())
     _, tune_seconds = timed(
         lambda: list(descend(problem, state, at.gradient, at.meta, seed=at.recipe.seed))
     )

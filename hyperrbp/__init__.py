@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from hyperrbp.hypergradients.implicit_layer import Diagnosis as Diagnosis
     from hyperrbp.hypergradients.implicit_layer import steady_state as steady_state
     from hyperrbp.hypergradients.settings import GradientSettings as GradientSettings
-    from hyperrbp.optimizers.adam import MetaSettings as MetaSettings
+    from hyperrbp.optimizers.adam import AdamSettings as AdamSettings
     from hyperrbp.optimizers.adam import descend as descend
     from hyperrbp.problems.base import Problem as Problem
     from hyperrbp.problems.fixed_point import FixedPoint as FixedPoint
@@ -48,7 +48,7 @@ _HOMES = {
     "Hopfield": "hyperrbp.problems.hopfield",
     "Hypergradient": "hyperrbp.hypergradients",
     "HyperrbpError": "hyperrbp.exceptions",
-    "MetaSettings": "hyperrbp.optimizers.adam",
+    "AdamSettings": "hyperrbp.optimizers.adam",
     "Problem": "hyperrbp.problems.base",
     "Recipe": "hyperrbp.config.recipe",
     "Scope": "hyperrbp.hypergradients.diagnostics.examination",

@@ -131,7 +131,7 @@ def _run(
     """One optimizer's turn; if its process fails, what was heard of it until then."""
     so_far = Score()
 
-    def heard(content: tuple[float, str, float]) -> None:
+    def heard(content: tuple[float, bool, float]) -> None:
         audience.spent(content[0] - so_far.seconds)
         so_far.count(*content)
 

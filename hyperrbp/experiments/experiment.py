@@ -21,7 +21,7 @@ from hyperrbp.experiments import evaluation as heldout
 from hyperrbp.experiments.sanity_check import look
 from hyperrbp.hypergradients import Averaging
 from hyperrbp.hypergradients.settings import GradientSettings
-from hyperrbp.optimizers.adam import MetaSettings
+from hyperrbp.optimizers.adam import AdamSettings
 from hyperrbp.problems.networks import MODELS, TORCHVISION
 from hyperrbp.problems.training.hidden_state import refuse_hidden_state
 from hyperrbp.problems.training.hyperparameters import Grain, Hyperparameters
@@ -230,10 +230,10 @@ class Experiment:
         return gradient_settings(self.recipe)
 
     @property
-    def meta(self) -> MetaSettings:
+    def meta(self) -> AdamSettings:
         """How the recipe wants its meta loss descended."""
         section, decay = self.recipe.meta, self.recipe.meta.decay
-        return MetaSettings(
+        return AdamSettings(
             steps=section.steps,
             learning_rate=section.learning_rate,
             decay=1.0 if decay is None else decay.factor,

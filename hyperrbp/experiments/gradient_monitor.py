@@ -15,7 +15,7 @@ from hyperrbp.hypergradients.diagnostics.last_state import LastState
 from hyperrbp.hypergradients.diagnostics.noise import noise
 from hyperrbp.hypergradients.diagnostics.series import growth_rate
 from hyperrbp.hypergradients.diagnostics.verdict import Evidence, Verdict, judge
-from hyperrbp.optimizers.adam import MetaStep
+from hyperrbp.optimizers.base import Evaluation
 
 
 class GradientMonitor:
@@ -35,7 +35,7 @@ class GradientMonitor:
         )
         self._warned = any("warning" in record for record in earlier)
 
-    def diagnose(self, step: MetaStep, record: dict[str, Any]) -> None:
+    def diagnose(self, step: Evaluation, record: dict[str, Any]) -> None:
         """Add ``diagnostics``, ``verdict``, at some steps ``check``, and once ``warning``."""
         found = step.hypergradient
         if found is None:
@@ -55,7 +55,7 @@ class GradientMonitor:
             )
 
     def _examination(
-        self, step: MetaStep, found: Hypergradient
+        self, step: Evaluation, found: Hypergradient
     ) -> tuple[Verdict, Mapping[str, Any]]:
         at = LastState(step.problem, step.theta, found.state)
         result = examine(
@@ -66,7 +66,7 @@ class GradientMonitor:
         return result.verdict, summarized_nested(finite(document))
 
 
-def cheap_diagnostics(step: MetaStep, found: Hypergradient) -> dict[str, Any]:
+def cheap_diagnostics(step: Evaluation, found: Hypergradient) -> dict[str, Any]:
     """What the gradient itself tells, and the norms of its last state."""
     spread = noise(found)
     traces = [trace for trace in found.residuals if len(trace) > 1]

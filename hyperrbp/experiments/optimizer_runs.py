@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -16,27 +15,20 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from hyperrbp.config.recipe import ADAM, OptimizerName, Recipe
 from hyperrbp.config.schema import not_one_of
 from hyperrbp.exceptions import DivergedError, UsageError
-from hyperrbp.optimizers.optuna_samplers import SAMPLERS, check_installed, search
+from hyperrbp.optimizers import OPTIMIZERS
+from hyperrbp.optimizers.optuna_samplers import SAMPLERS, check_installed
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from hyperrbp.experiments.experiment import Experiment
+    from hyperrbp.optimizers.base import Evaluation
     from hyperrbp.runtime.subprocesses import Report
-
-
-class Event(NamedTuple):
-    """One evaluation of the meta loss."""
-
-    kind: str
-    """``step``: with a gradient; ``trial``: without; ``pruned``: of a run that was cut short."""
-    theta: Tensor
-    loss: float
 
 
 @dataclass(frozen=True)
@@ -44,24 +36,23 @@ class OptimizerRun:
     """A way to tune the hyperparameters of an experiment."""
 
     sentence: str
-    events: Callable[[Experiment], Iterator[Event]]
+    evaluations: Callable[[Experiment], Iterator[Evaluation]]
     sampler: str | None = None
     """What it takes of :mod:`hyperrbp.optimizers.optuna_samplers`."""
 
 
-def _tuned(optimizer: str | None, experiment: Experiment) -> Iterator[Event]:
-    """The recipe's own tuning, or another optimizer, for as long as anyone listens."""
-    from hyperrbp.experiments.meta_loop import begin, given_up, meta_steps
+def _evaluations(name: str | None, experiment: Experiment) -> Iterator[Evaluation]:
+    """Yield the evaluations of an optimizer, the recipe's own if not named, for as long as wanted.
 
-    if optimizer is not None:
-        experiment = _other(experiment, with_optimizer(experiment.recipe, optimizer))
-    state, counted = begin(experiment), 0
-    for step in meta_steps(experiment, state, steps=sys.maxsize):
-        for _ in range(counted, given_up(state)):
-            yield Event("pruned", step.theta, math.nan)
-        counted = given_up(state)
-        kind = "trial" if step.source in ("screening", "surrogate") else "step"
-        yield Event(kind, step.theta, step.meta_loss)
+    The first one is at the recipe's start, for a search too, or a screening begins with it.
+    """
+    from hyperrbp.experiments.meta_optimizer import ENDLESS, meta_optimizer
+    from hyperrbp.optimizers.base import minimize
+
+    if name in get_args(OptimizerName):
+        experiment = _other(experiment, with_optimizer(experiment.recipe, str(name)))
+    optimizer = meta_optimizer(experiment, name, steps=ENDLESS)
+    return minimize(optimizer, experiment.problem, optimizer.init(experiment.theta))
 
 
 def with_optimizer(recipe: Recipe, optimizer: str) -> Recipe:
@@ -83,30 +74,19 @@ def _other(experiment: Experiment, recipe: Recipe) -> Experiment:
     return other
 
 
-def _searched(sampler: str, experiment: Experiment) -> Iterator[Event]:
-    """A black-box search, which tries the recipe's start first, as the recipe's tuning does."""
-    seed = experiment.recipe.seed
-    for trial in search(experiment.problem(), *experiment.box, sampler, seed, experiment.theta):
-        yield Event("pruned" if trial.pruned else "trial", trial.theta, trial.loss)
-
-
-def _search(sampler: str, sentence: str | None = None) -> OptimizerRun:
-    words = sentence or f"{SAMPLERS[sampler].sentence} (Optuna)"
-    return OptimizerRun(words, partial(_searched, sampler), sampler)
-
-
 OURS = "hyperrbp"
 """Whom the others are held against."""
 
 OPTIMIZER_RUNS: dict[str, OptimizerRun] = {
-    OURS: OptimizerRun("the recipe's own tuning", partial(_tuned, None)),
+    OURS: OptimizerRun("the recipe's own tuning", partial(_evaluations, None)),
     **{
-        optimizer: OptimizerRun(
-            f"ours with meta.optimizer: {optimizer}", partial(_tuned, optimizer)
+        name: OptimizerRun(
+            f"ours with meta.optimizer: {name}" if name not in SAMPLERS else sentence,
+            partial(_evaluations, name),
+            name if name in SAMPLERS else None,
         )
-        for optimizer in get_args(OptimizerName)
+        for name, sentence in OPTIMIZERS.items()
     },
-    **{name: _search(name) for name in SAMPLERS},
 }
 
 
@@ -155,14 +135,14 @@ class Score:
     curve: list[tuple[float, float]] = field(default_factory=list)
     """(seconds, loss) whenever it found a better one."""
 
-    def count(self, seconds: float, kind: str, loss: float) -> bool:
+    def count(self, seconds: float, pruned: bool, loss: float) -> bool:
         """Take an evaluation into account; whether it is the best so far."""
         self.seconds = seconds
         self.evaluations += 1
-        self.pruned += kind == "pruned"
-        self.diverged += kind != "pruned" and not math.isfinite(loss)
+        self.pruned += pruned
+        self.diverged += not pruned and not math.isfinite(loss)
         # The loss of a run that was cut short is not the one that is contested.
-        if kind == "pruned" or not math.isfinite(loss) or loss >= self.best_loss:
+        if pruned or not math.isfinite(loss) or loss >= self.best_loss:
             return False
         self.best_loss = loss
         self.curve.append((seconds, loss))
@@ -186,7 +166,7 @@ class Score:
 
 
 def play(
-    events: Iterator[Event],
+    evaluations: Iterator[Evaluation],
     budget: float,
     report: Callable[[Any], None],
     clock: Callable[[], float] = time.perf_counter,
@@ -194,14 +174,14 @@ def play(
     """Let a optimizer evaluate until its seconds are spent; what ends later does not count."""
     score, started = Score(), clock()
     try:
-        for kind, theta, loss in events:
+        for found in evaluations:
             seconds = clock() - started
             if seconds > budget:
                 score.overrun = seconds - budget
                 break
-            if score.count(seconds, kind, loss):
-                score.best_theta = theta
-            report((seconds, kind, loss))
+            if score.count(seconds, found.pruned, found.meta_loss):
+                score.best_theta = found.theta
+            report((seconds, found.pruned, found.meta_loss))
         else:
             score.status = "ended early"
             score.message = f"it ended by itself after {score.seconds:.3g} s"
@@ -231,20 +211,21 @@ def opening(recipe: Recipe, data_root: Path | None, report: Report) -> dict[str,
 def turn(
     recipe: Recipe, data_root: Path | None, name: str, budget: float, report: Report
 ) -> dict[str, Any]:
-    """One optimizer's turn, reported evaluation by evaluation as (seconds, kind, loss)."""
+    """One optimizer's turn, reported evaluation by evaluation as (seconds, pruned, loss)."""
     from hyperrbp.experiments.experiment import Experiment
 
     logging.getLogger("hyperrbp").addHandler(logging.NullHandler())  # a rollback is in its curve
-    experiment, events = Experiment(recipe, data_root), OPTIMIZER_RUNS[name].events
+    experiment = Experiment(recipe, data_root)
+    evaluations = OPTIMIZER_RUNS[name].evaluations
     problem, (low, high) = experiment.problem(), experiment.box
     problem.prepare(experiment.theta)
     alone = experiment.recipe.model_copy(
         update={"meta": experiment.recipe.meta.model_copy(update={"screened": 1})}
     )
     with suppress(DivergedError):  # it will diverge again, where it is told
-        for _ in islice(events(_other(experiment, alone)), REHEARSED):
+        for _ in islice(evaluations(_other(experiment, alone)), REHEARSED):
             pass
-    score = play(events(experiment), budget, report)
+    score = play(evaluations(experiment), budget, report)
     if (best := score.best_theta) is None:
         return score.to_json()
     return score.to_json(

@@ -13,17 +13,17 @@ import torch
 
 from hyperrbp.config.recipe import Recipe
 from hyperrbp.exceptions import CheckpointError, DivergedError
-from hyperrbp.experiments import checkpoint, meta_loop
+from hyperrbp.experiments import checkpoint
 from hyperrbp.experiments.experiment import Experiment
 from hyperrbp.experiments.export import exported
 from hyperrbp.experiments.final_evaluation import evaluate_replicates
 from hyperrbp.experiments.gradient_monitor import GradientMonitor
-from hyperrbp.experiments.meta_loop import State
+from hyperrbp.experiments.meta_optimizer import evaluations, meta_optimizer
 from hyperrbp.experiments.run_folder import RunFolder, default_folder, open_run
 from hyperrbp.experiments.summary_statistics import NAMED_UP_TO, summarized
-from hyperrbp.optimizers.adam import MetaStep
+from hyperrbp.optimizers.base import Evaluation, OptimizerState
 from hyperrbp.problems.training.run import TrainingRun
-from hyperrbp.runtime.callbacks import Told
+from hyperrbp.runtime.callbacks import Report, Told
 from hyperrbp.runtime.metering import measured, spent
 
 Record = Mapping[str, Any]
@@ -75,18 +75,18 @@ def tune_recipe(
             folder.check_same(recipe)
         experiment = Experiment(recipe, data_root)
         restored = _restored(folder, experiment, inexact_resume) if resume else None
-        state = meta_loop.begin(experiment) if restored is None else restored
+        state = restored or meta_optimizer(experiment).init(experiment.theta)
         folder.create(experiment.recipe)
         folder.forget_from("meta_step", state.meta_step)
         if restored is None:
-            folder.save(state.to_json(), experiment.environment())
+            folder.save(state.state_dict(), experiment.environment())
         return _run(experiment, folder, state, observers, told)
 
 
 def _run(
     experiment: Experiment,
     folder: RunFolder,
-    state: State,
+    state: OptimizerState,
     observers: Sequence[Observer],
     told: Told,
 ) -> dict[str, Any]:
@@ -96,13 +96,14 @@ def _run(
     try:
         for observer in observers:
             observer.started(experiment, folder, earlier)
-        for step in meta_loop.meta_steps(experiment, state, told=told):
+        optimizer = meta_optimizer(experiment, report=_report_to(told))
+        for step in evaluations(experiment, optimizer, state):
             record = to_record(step, state)
             watch.diagnose(step, record)
             for observer in observers:
                 observer.stepped(record, step.theta)
             folder.append(record)
-            folder.save(state.to_json(), experiment.environment())
+            folder.save(state.state_dict(), experiment.environment())
         return _finish(experiment, folder, state, started, told, status="done")
     except DivergedError as error:
         if math.isfinite(state.best_loss):
@@ -113,27 +114,30 @@ def _run(
             observer.stopped()
 
 
-def _restored(folder: RunFolder, experiment: Experiment, inexact: bool) -> State | None:
+def _report_to(told: Told) -> Report:
+    return lambda now: told(now.task, int(now.done), int(now.total))
+
+
+def _restored(folder: RunFolder, experiment: Experiment, inexact: bool) -> OptimizerState | None:
     """Where the run stood; None if it was killed before it had begun."""
     found = folder.load(experiment.environment(), inexact)
     if found is None:
         return None
     try:
-        state = meta_loop.restored(experiment, found[0])
+        state: OptimizerState = meta_optimizer(experiment).restore(found[0], experiment.theta)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder.checkpoint_file}: not of this version ({error})") from None
     if state.theta.shape != experiment.theta.shape:
         raise CheckpointError(f"{folder.checkpoint_file}: of another network")
-    taken = meta_loop.taken(state)
-    if taken > experiment.meta.steps:
+    if state.updates > experiment.meta.steps:
         raise CheckpointError(
-            f"{folder.path} has already taken {taken} meta steps, more than the"
+            f"{folder.path} has already taken {state.updates} meta steps, more than the"
             f" {experiment.meta.steps} asked for"
         )
     return state
 
 
-def to_record(step: MetaStep, state: State | None = None) -> dict[str, Any]:
+def to_record(step: Evaluation, state: OptimizerState | None = None) -> dict[str, Any]:
     """A meta step for ``records.jsonl``; all that may differ between two runs is in ``measured``.
 
     ``state`` knows of what happened on the way to it: rollbacks, and the choice of a method that
@@ -175,7 +179,7 @@ def to_record(step: MetaStep, state: State | None = None) -> dict[str, Any]:
         }
     if state is not None:
         if step.source == "gradient":
-            record["slope"] = meta_loop.gradient_information(state)
+            record["gradient_information"] = state.gradient_information
         if state.choice is not None and state.choice["meta_step"] == step.meta_step:
             record["choice"] = state.choice
         if back := [back for back in state.rollbacks if back["meta_step"] == step.meta_step]:
@@ -187,7 +191,7 @@ def to_record(step: MetaStep, state: State | None = None) -> dict[str, Any]:
 def _finish(
     experiment: Experiment,
     folder: RunFolder,
-    state: State,
+    state: OptimizerState,
     started: float,
     told: Told,
     status: str,
@@ -211,7 +215,7 @@ def _finish(
         "best": {"meta_step": state.best_step, "meta_loss": state.best_loss},
         "hyperparameters": problem.describe(state.best_theta),
         "last": {
-            "meta_step": meta_loop.taken(state),
+            "meta_step": state.updates,
             "hyperparameters": problem.describe(state.theta),
         },
         "untuned": problem.describe(experiment.theta),
@@ -222,7 +226,7 @@ def _finish(
         "wall_seconds": time.perf_counter() - started,
         "run_folder": str(folder.path),
         "rollbacks": list(state.rollbacks),
-        "given_up": meta_loop.given_up(state),
+        "given_up": state.given_up,
         "inexact_resumes": folder.inexact_resumes,
         "environment": experiment.environment(),
     }

@@ -15,15 +15,15 @@ from hyperrbp.hypergradients.method_selection import (
     methods_at,
 )
 from hyperrbp.hypergradients.settings import GradientSettings
-from hyperrbp.optimizers.adam import MetaState
+from hyperrbp.optimizers.adam import AdamState
 from hyperrbp.problems.base import Problem
 
 EVERY = 20
 """Meta steps between two choices: what suits a run changes as it is tuned."""
 
 
-class Auto:
-    """A chooser for :func:`hyperrbp.descend`.
+class AutoMethod:
+    """Selects a gradient method for :class:`~hyperrbp.optimizers.adam.Adam`.
 
     It decides by counted work and by agreement, both of which a repeated run finds again, and a
     resumed one reads its last choice from the state.
@@ -37,7 +37,7 @@ class Auto:
     def __init__(self, template: GradientSettings, every: int = EVERY, seed: int = 0) -> None:
         self._template, self._every, self._seed = template, every, seed
 
-    def __call__(self, state: MetaState, problem: Problem) -> GradientSettings:
+    def __call__(self, state: AdamState, problem: Problem) -> GradientSettings:
         """The settings for the next gradient."""
         if state.meta_step % self._every == 0 or state.choice is None:
             self._choose(state, problem)
@@ -47,7 +47,7 @@ class Auto:
             found["method"], found["trunc"], Averaging(**found["averaging"]), found["options"]
         )
 
-    def _choose(self, state: MetaState, problem: Problem) -> None:
+    def _choose(self, state: AdamState, problem: Problem) -> None:
         started = time.perf_counter()
         at = LastState.of_run(problem, state.theta)
         ran = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Where to look next without a gradient: a Gaussian process in a trust region around the best.
+"""A local model of the loss: a Gaussian process in a trust region around the best point.
 
 After Eriksson et al. 2019 (TuRBO): a local model, a Thompson sample of it on candidates that move
 few coordinates at a time, and a region that follows success. The process is scikit-learn's.
@@ -30,44 +30,44 @@ REFIT = 4
 class Surrogate:
     """A Gaussian process on the unit cube of p coordinates, a length scale for each."""
 
-    def __init__(self, coordinates: int) -> None:
-        self.logs = [0.0] * (coordinates + 1) + [math.log(0.01)]
-        """Of the amplitude's square, the length scales, and the noise's variance."""
+    def __init__(self, coordinates: int, logs: Sequence[float] = ()) -> None:
+        self.logs = list(logs) or [0.0] * (coordinates + 1) + [math.log(0.01)]
+        """Logarithms of the amplitude's square, the length scales, and the noise's variance."""
 
     def proposal(
         self,
         tried: Sequence[Sequence[float]],
-        losses: Sequence[float],
+        scores: Sequence[float],
         radius: float,
         turn: int,
-        draw: np.random.Generator,
+        source: np.random.Generator,
     ) -> Array:
-        """The lowest candidate of one sample of what the function may be, shape (p,).
+        """Return the candidate with the lowest value in one Thompson sample, shape (p,).
 
         Args:
             tried: m points of p coordinates.
-            losses: how they did, by :func:`height`, lower being better; inf for what was given up.
+            scores: their log losses, by :func:`log_loss`; infinite for what was given up.
             radius: half the side of the trust region.
             turn: how many proposals there were before.
-            draw: what is drawn from.
+            source: of the random numbers.
         """
-        points, heights = np.array(tried), np.array(losses)
-        capped, cap = _capped(heights)
+        points, values = np.array(tried), np.array(scores)
+        capped, cap = _capped(values)
         scales = np.exp(self.logs[1:-1])
-        best = points[int(heights.argmin())]
+        best = points[int(values.argmin())]
         near = np.linalg.norm((points - best) / scales, axis=1).argsort()[:NEIGHBOURS]
         process = self._fitted(points[near], capped[near], turn)
-        # The centre is the best by the process: the best that was seen may have been lucky.
-        good = points[heights <= cap]
+        # The centre is the best by the process: the lowest loss may have been luck.
+        good = points[values <= cap]
         centre = good[int(process.predict(good).argmin())]
         sides = np.clip(scales / np.exp(np.log(scales).mean()), 0.3, 3)
         shape = CANDIDATES, len(centre)
-        moved = draw.random(shape) < max(MOVED, 1 / len(centre))
-        moves = radius * sides * draw.uniform(-1, 1, shape) * moved
+        moved = source.random(shape) < max(MOVED, 1 / len(centre))
+        moves = radius * sides * source.uniform(-1, 1, shape) * moved
         candidates = np.clip(centre + moves, 0, 1)
         mean, covariance = process.predict(candidates, return_cov=True)
         root = np.linalg.cholesky(covariance + 1e-4 * np.eye(CANDIDATES) * covariance.max())
-        sample = mean + root @ draw.standard_normal(CANDIDATES)
+        sample = mean + root @ source.standard_normal(CANDIDATES)
         return np.asarray(candidates[int(sample.argmin())])
 
     def _fitted(self, points: Array, values: Array, turn: int) -> Any:
@@ -86,21 +86,21 @@ class Surrogate:
             warnings.simplefilter("ignore")  # a scale at its bound, iterations cut short
             process.fit(points, values)
         self.logs = process.kernel_.theta.tolist()
-        # What is predicted is the function, not another noisy look at it.
+        # What is predicted is the function, without the noise of another evaluation.
         process.kernel_ = process.kernel_.k1
         return process
 
-    def _fit(self, surprise: Any, logs: Array, bounds: Array) -> tuple[Array, float]:
-        """A few steps downhill from where the scales stood, drawn to where they began."""
+    def _fit(self, negative_log_likelihood: Any, logs: Array, bounds: Array) -> tuple[Array, float]:
+        """Take a few steps downhill from the present scales, towards a prior at their start."""
         from scipy.optimize import minimize
 
         origin = np.array([0.0] * (len(logs) - 1) + [math.log(0.01)])
         width = np.array([1.4] + [0.7] * (len(logs) - 2) + [2.0])
 
         def objective(at: Array) -> tuple[float, Array]:
-            value, slope = surprise(at)
+            value, gradient = negative_log_likelihood(at)
             pull = (at - origin) / width
-            return float(value + pull @ pull / 2), np.asarray(slope + pull / width)
+            return float(value + pull @ pull / 2), np.asarray(gradient + pull / width)
 
         found = minimize(
             objective, logs, jac=True, bounds=bounds, method="L-BFGS-B", options={"maxiter": 8}
@@ -108,20 +108,20 @@ class Surrogate:
         return found.x, found.fun
 
 
-def _capped(heights: Array) -> tuple[Array, float]:
-    """Heights with all bad ones alike, and from where on they are."""
-    whole = np.sort(heights[np.isfinite(heights)])
+def _capped(scores: Array) -> tuple[Array, float]:
+    """Return the scores with all bad ones alike, and the value from which on they are."""
+    whole = np.sort(scores[np.isfinite(scores)])
     cap = whole[min(len(whole) - 1, max(12, int(CAP * len(whole))))]
     cap += 0.3 * (cap - whole[0])
-    return np.minimum(heights, cap), float(cap)
+    return np.minimum(scores, cap), float(cap)
 
 
-WORST = 30.0
-"""The height of a loss that is not finite."""
+WORST_SCORE = 30.0
+"""The score of a loss that is not finite, and the highest there is."""
 
 
-def height(loss: float) -> float:
-    """The logarithm of a loss, to base ten; in order also where a loss is not above zero."""
+def log_loss(loss: float) -> float:
+    """Return the logarithm of a loss to base ten; in order also where it is not above zero."""
     if not math.isfinite(loss):
-        return WORST
-    return min(WORST, math.log10(loss) if loss > 1e-30 else loss - 30.0)
+        return WORST_SCORE
+    return min(WORST_SCORE, math.log10(loss) if loss > 1e-30 else loss - 30.0)

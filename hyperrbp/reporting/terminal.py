@@ -170,7 +170,7 @@ def _screening(recipe: Recipe) -> str:
     screened = recipe.meta.screened
     if recipe.meta.optimizer == ADAM or screened == 1:
         return ""
-    from hyperrbp.optimizers.trust_region import screening_steps
+    from hyperrbp.optimizers.successive_halving import screening_steps
 
     runs = round(screening_steps(recipe.inner.steps, screened) / recipe.inner.steps)
     return f"; before them, {screened} points are screened, for as long as about {runs} take"

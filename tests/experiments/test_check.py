@@ -19,8 +19,8 @@ from hyperrbp.hypergradients.diagnostics.examination import examine
 from hyperrbp.hypergradients.diagnostics.last_state import EXACT, LastState
 from hyperrbp.hypergradients.diagnostics.verdict import Verdict
 from hyperrbp.hypergradients.settings import GradientSettings
-from hyperrbp.optimizers.adam import MetaSettings, MetaState, descend
-from hyperrbp.optimizers.auto_method import EVERY, Auto
+from hyperrbp.optimizers.adam import AdamSettings, AdamState, descend
+from hyperrbp.optimizers.auto_method import EVERY, AutoMethod
 from hyperrbp.reporting.check import page
 from hyperrbp.runtime.metering import LiveBytes, SavedBytes
 
@@ -285,8 +285,8 @@ def test_auto_takes_the_exact_gradient_where_nothing_is_much_cheaper(tmp_path):
 )
 def test_auto_takes_a_cheap_gradient_if_it_agrees(steps, method, why):
     problem, theta = small_training_run(steps)
-    state = MetaState(theta)
-    settings = Auto(GradientSettings("neumann", 5, Averaging(minibatches=5, series=2)))(
+    state = AdamState(theta)
+    settings = AutoMethod(GradientSettings("neumann", 5, Averaging(minibatches=5, series=2)))(
         state, problem
     )
     assert settings.method == method
@@ -299,16 +299,16 @@ def test_auto_chooses_again_every_so_often_and_remembers_in_between():
     problem, theta = small_training_run(20)
     asked = []
 
-    class Counted(Auto):
+    class Counted(AutoMethod):
         def _choose(self, state, problem):
             asked.append(state.meta_step)
             super()._choose(state, problem)
 
     chooser = Counted(GradientSettings("neumann", 2, Averaging(minibatches=2)), every=2)
-    state = MetaState(theta)
-    list(descend(problem, state, chooser, MetaSettings(steps=5)))
+    state = AdamState(theta)
+    list(descend(problem, state, chooser, AdamSettings(steps=5)))
     assert asked == [0, 2, 4]
-    restored = MetaState.from_json(json.loads(json.dumps(state.to_json())), like=theta)
+    restored = AdamState.from_state_dict(json.loads(json.dumps(state.state_dict())), like=theta)
     assert restored.choice == state.choice
     assert EVERY == 20
 

@@ -12,7 +12,7 @@ import torch
 from conftest import outcome, random_linear, small_training_run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from hyperrbp import GradientSettings, MetaSettings, descend, hypergradient, tune_recipe
+from hyperrbp import GradientSettings, AdamSettings, descend, hypergradient, tune_recipe
 from hyperrbp.config.recipe import parse, read
 from hyperrbp.exceptions import CheckpointError, UsageError
 from hyperrbp.experiments import checkpoint
@@ -20,7 +20,7 @@ from hyperrbp.experiments.experiment import Experiment
 from hyperrbp.experiments.final_evaluation import evaluate_replicates
 from hyperrbp.experiments.run_folder import RunFolder
 from hyperrbp.hypergradients import METHODS
-from hyperrbp.optimizers.adam import MetaState
+from hyperrbp.optimizers.adam import AdamState
 from hyperrbp.reporting.tensorboard import TensorBoard, scalars
 
 TINY = """
@@ -47,7 +47,7 @@ def test_the_loop_is_adam_on_the_hypergradient():
     adam = torch.optim.Adam([reference], lr=0.05)
     schedule = torch.optim.lr_scheduler.StepLR(adam, step_size=4, gamma=0.1)
     settings = GradientSettings("bptt")
-    steps = list(descend(problem, theta, settings, MetaSettings(7, 0.05, 0.1, decay_from=4)))
+    steps = list(descend(problem, theta, settings, AdamSettings(7, 0.05, 0.1, decay_from=4)))
     assert [step.meta_step for step in steps] == list(range(8))
     for step in steps:
         assert torch.equal(step.theta, reference.detach())
@@ -66,7 +66,7 @@ def test_the_loop_is_adam_on_the_hypergradient():
 def test_every_method_descends_a_contraction(method):
     problem, theta = random_linear(steps=40)
     steps = list(
-        descend(problem, theta, GradientSettings(method, trunc=30), MetaSettings(20, 0.05))
+        descend(problem, theta, GradientSettings(method, trunc=30), AdamSettings(20, 0.05))
     )
     assert steps[-1].meta_loss < steps[0].meta_loss
 
@@ -74,18 +74,18 @@ def test_every_method_descends_a_contraction(method):
 def test_a_state_survives_json_to_the_bit():
     problem, theta = small_training_run(steps=8)
     for dtype in (torch.float32, torch.float64):
-        state = MetaState(theta.to(torch.float64) / 3)
+        state = AdamState(theta.to(torch.float64) / 3)
         settings = GradientSettings(trunc=3)
-        whole = [s.theta for s in descend(problem, theta / 3, settings, MetaSettings(6))]
-        for step in descend(problem, state, settings, MetaSettings(6)):
+        whole = [s.theta for s in descend(problem, theta / 3, settings, AdamSettings(6))]
+        for step in descend(problem, state, settings, AdamSettings(6)):
             if step.meta_step == 2:
                 break
-        again = MetaState.from_json(json.loads(json.dumps(state.to_json())), like=theta)
-        rest = [s.theta for s in descend(problem, again, settings, MetaSettings(6))]
+        again = AdamState.from_state_dict(json.loads(json.dumps(state.state_dict())), like=theta)
+        rest = [s.theta for s in descend(problem, again, settings, AdamSettings(6))]
         assert len(rest) == 4
         assert all(torch.equal(a, b) for a, b in zip(whole[3:], rest, strict=True))
         odd = torch.tensor([1 / 3, math.pi, 1e-40], dtype=dtype)
-        back = MetaState.from_json(json.loads(json.dumps(MetaState(odd).to_json())), like=odd)
+        back = AdamState.from_state_dict(json.loads(json.dumps(AdamState(odd).state_dict())), like=odd)
         assert torch.equal(back.theta, odd)
 
 
@@ -234,12 +234,12 @@ IMPATIENT = {"meta.learning_rate": 4.0, "meta.steps": 12, "meta.patience": 3}
 
 def test_the_loop_ends_when_the_best_is_too_old():
     problem, theta = small_training_run(steps=15)
-    whole = [s.meta_loss for s in descend(problem, theta, meta=MetaSettings(12, 4.0))]
+    whole = [s.meta_loss for s in descend(problem, theta, meta=AdamSettings(12, 4.0))]
     ends = set()
     for patience in (1, 2, 4, 12):
         stale = [n - min(range(n + 1), key=whole.__getitem__) for n in range(13)]
         end = next((n for n in range(13) if stale[n] == patience), 12)
-        meta = MetaSettings(12, 4.0, patience=patience)
+        meta = AdamSettings(12, 4.0, patience=patience)
         found = [step.meta_loss for step in descend(problem, theta, meta=meta)]
         assert found == whole[: end + 1]
         ends.add(end)

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from hyperrbp.data.batches import Batch, ListedBatches, ShuffledBatches
 from hyperrbp.exceptions import DivergedError, UsageError
-from hyperrbp.optimizers.adam import MetaSettings, descend
+from hyperrbp.optimizers.adam import AdamSettings, descend
 from hyperrbp.problems.training.run import UPDATES, TrainingRun
 
 
@@ -229,7 +229,7 @@ def test_a_loss_that_refuses_what_overflowed_is_no_loss():
     assert loss.isnan()
     assert g[: problem.weights].isnan().all()
     with pytest.raises(DivergedError, match="is not finite"):
-        list(descend(problem, theta + 700.0, meta=MetaSettings(1)))
+        list(descend(problem, theta + 700.0, meta=AdamSettings(1)))
 
 
 def test_a_loss_that_fails_on_finite_outputs_is_said():

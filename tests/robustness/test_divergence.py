@@ -21,7 +21,7 @@ from torch.optim.optimizer import (
 )
 from typer.testing import CliRunner
 
-from hyperrbp import Averaging, GradientSettings, MetaSettings, descend, hypergradient, tune_recipe
+from hyperrbp import Averaging, GradientSettings, AdamSettings, descend, hypergradient, tune_recipe
 from hyperrbp.cli import app as cli
 from hyperrbp.config.recipe import Recipe, parse
 from hyperrbp.exceptions import DivergedError
@@ -29,7 +29,7 @@ from hyperrbp.experiments import checkpoint
 from hyperrbp.experiments.experiment import Experiment
 from hyperrbp.experiments.run_folder import RunFolder
 from hyperrbp.hypergradients import METHODS
-from hyperrbp.optimizers.adam import MetaState
+from hyperrbp.optimizers.adam import AdamState
 from hyperrbp.problems.base import Problem
 from hyperrbp.problems.training.run import TrainingRun
 
@@ -115,13 +115,13 @@ def adam_watched(overflow: float = 0.0) -> Iterator[list[torch.Tensor]]:
 def snapshots(method: str) -> list[dict]:
     """The state after each evaluation of a run in which nothing is wrong; its best is the best."""
     problem, theta = random_linear(steps=12)
-    state, taken, found = MetaState(theta.clone()), [], []
-    for step in descend(problem, state, settings_of(method), MetaSettings(BAD + 1, RATE)):
+    state, taken, found = AdamState(theta.clone()), [], []
+    for step in descend(problem, state, settings_of(method), AdamSettings(BAD + 1, RATE)):
         taken.append(step)
         best = min(taken, key=lambda step: step.meta_loss)
         assert (state.best_step, state.best_loss) == (best.meta_step, best.meta_loss)
         assert torch.equal(state.best_theta, best.theta)
-        found.append(state.to_json())
+        found.append(state.state_dict())
     return found
 
 
@@ -143,9 +143,9 @@ def test_nothing_non_finite_reaches_adam_or_the_state(method, site, value):
     assert left["theta"] != left["best_theta"], "the last finite and the best are the same"
     if site == "update":  # its loss and its gradient were finite
         left = left | {key: before[BAD][key] for key in ("best_step", "best_loss", "best_theta")}
-    state, evaluated = MetaState(theta.clone()), []
+    state, evaluated = AdamState(theta.clone()), []
     run = descend(
-        lambda n: broken if n == BAD else healthy, state, settings_of(method), MetaSettings(5, RATE)
+        lambda n: broken if n == BAD else healthy, state, settings_of(method), AdamSettings(5, RATE)
     )
     with (
         adam_watched(value if site == "update" else 0.0) as reached,
@@ -154,8 +154,8 @@ def test_nothing_non_finite_reaches_adam_or_the_state(method, site, value):
         evaluated.extend(step.meta_step for step in run)
     assert evaluated == list(range(BAD))
     assert len(reached) == BAD + (site == "update")
-    assert state.to_json() == left
-    json.dumps(state.to_json(), allow_nan=False)
+    assert state.state_dict() == left
+    json.dumps(state.state_dict(), allow_nan=False)
 
 
 @pytest.mark.parametrize("method", ["bptt", "tbptt", "forward"])
@@ -168,17 +168,17 @@ def test_a_gradient_whose_square_overflows_does_not_reach_the_moments(method):
     broken, _ = poisoned("square", 0.0)
     before = snapshots(method)
     best = {key: before[BAD][key] for key in ("best_step", "best_loss", "best_theta")}
-    state = MetaState(theta.clone())
+    state = AdamState(theta.clone())
     with pytest.raises(DivergedError, match=f"^meta step {BAD}: the square of the hypergradient"):
         list(
             descend(
                 lambda n: broken if n == BAD else healthy,
                 state,
                 settings_of(method),
-                MetaSettings(5, RATE),
+                AdamSettings(5, RATE),
             )
         )
-    assert state.to_json() == before[BAD - 1] | best
+    assert state.state_dict() == before[BAD - 1] | best
 
 
 @pytest.mark.parametrize("value", VALUES)
@@ -190,17 +190,17 @@ def test_the_last_evaluation_is_checked_too(site, value):
     """
     healthy, theta = random_linear(steps=12)
     broken, _ = poisoned(site, value)
-    state = MetaState(theta.clone())
+    state = AdamState(theta.clone())
     with pytest.raises(DivergedError, match=f"^meta step {BAD}: the {SITES[site]} is not finite"):
         list(
             descend(
                 lambda n: broken if n == BAD else healthy,
                 state,
                 settings_of("bptt"),
-                MetaSettings(BAD, RATE),
+                AdamSettings(BAD, RATE),
             )
         )
-    assert state.to_json() == snapshots("bptt")[BAD - 1]
+    assert state.state_dict() == snapshots("bptt")[BAD - 1]
 
 
 @pytest.mark.parametrize("method", ["neumann", "rbp", "cg", "lsqr", "gmres", "anderson"])
@@ -211,11 +211,11 @@ def test_a_solver_that_overflowed_moves_nothing(method):
     """
     problem, theta = random_linear(steps=1)
     problem.A = 1e200 * problem.A
-    state = MetaState(theta.clone())
+    state = AdamState(theta.clone())
     with adam_watched() as reached, pytest.raises(DivergedError, match=r"^meta step 0: the hyperg"):
-        list(descend(problem, state, GradientSettings(method, 10), MetaSettings(3, RATE)))
+        list(descend(problem, state, GradientSettings(method, 10), AdamSettings(3, RATE)))
     assert not reached
-    assert state.to_json() == MetaState(theta).to_json()
+    assert state.state_dict() == AdamState(theta).state_dict()
 
 
 # --- going back -----------------------------------------------------------------------------------
@@ -246,8 +246,8 @@ def test_it_goes_on_from_the_best_with_half_the_step_and_a_new_adam(site, times,
     """
     healthy, theta = random_linear(steps=12)
     before = snapshots("bptt")[BAD - 1]
-    state = MetaState(theta.clone())
-    meta = MetaSettings(6, RATE, decay=0.25, decay_from=4, max_rollbacks=3)
+    state = AdamState(theta.clone())
+    meta = AdamSettings(6, RATE, decay=0.25, decay_from=4, max_rollbacks=3)
     with caplog.at_level(logging.WARNING, "hyperrbp"), adam_watched():
         steps = list(descend(once(site, value, times), state, settings_of("bptt"), meta))
     assert [step.meta_step for step in steps] == list(range(7))
@@ -294,8 +294,8 @@ def test_it_goes_back_so_often_and_then_stops(site, allowed, caplog):
         tries += n == BAD
         return poisoned(site if n == BAD else "", math.nan)[0]
 
-    state = MetaState(theta.clone())
-    meta = MetaSettings(5, RATE, max_rollbacks=allowed)
+    state = AdamState(theta.clone())
+    meta = AdamSettings(5, RATE, max_rollbacks=allowed)
     overflow = math.nan if site == "update" else 0.0
     reason = f"meta step {BAD}: the {SITES[site]} is not finite"
     after = f", after {allowed} rollbacks" if allowed else ""
@@ -315,10 +315,10 @@ def test_with_nothing_to_go_back_to_it_stops(site, caplog):
     Catches going back to it again and again.
     """
     problem, theta = poisoned(site, math.nan)
-    state = MetaState(theta.clone())
+    state = AdamState(theta.clone())
     with pytest.raises(DivergedError, match=f"^meta step 0: the {SITES[site]} is not finite$"):
-        list(descend(problem, state, settings_of("cg"), MetaSettings(3, RATE, max_rollbacks=9)))
-    assert state.to_json() == MetaState(theta).to_json()
+        list(descend(problem, state, settings_of("cg"), AdamSettings(3, RATE, max_rollbacks=9)))
+    assert state.state_dict() == AdamState(theta).state_dict()
     assert not caplog.records
 
 

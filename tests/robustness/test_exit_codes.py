@@ -31,12 +31,12 @@ def nothing() -> None:
 
 
 def a_fault_of_our_own() -> None:
-    from hyperrbp.experiments import meta_loop
+    from hyperrbp.optimizers.adam import Adam
 
-    def meta_steps(*args, **kwargs):
+    def step(*args, **kwargs):
         raise RuntimeError("this cannot be")
 
-    meta_loop.meta_steps = meta_steps
+    Adam.step = step
 
 
 def no_gpu() -> None:

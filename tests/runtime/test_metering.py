@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import small_training_run
 
-from hyperrbp import Averaging, GradientSettings, MetaSettings, descend, hypergradient
+from hyperrbp import Averaging, GradientSettings, AdamSettings, descend, hypergradient
 from hyperrbp.hypergradients import METHODS, method_class
 from hyperrbp.hypergradients.implicit import ImplicitMethod
 from hyperrbp.runtime.metering import LiveBytes, PhaseMeter, SavedBytes
@@ -126,7 +126,7 @@ def test_two_hundred_meta_steps_leak_nothing(name, cases):
     problem, theta = small_training_run(steps=4)
     counts = {}
     settings = GradientSettings(name, trunc=3, averaging=Averaging(minibatches=2))
-    for step in descend(problem, theta, settings, MetaSettings(steps=241)):
+    for step in descend(problem, theta, settings, AdamSettings(steps=241)):
         if step.meta_step in (40, 240):  # by the first, all that will be traced has been
             counts[step.meta_step] = live()
     assert counts[240] == counts[40] > 0
