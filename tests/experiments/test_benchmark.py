@@ -7,15 +7,13 @@ import importlib
 import io
 import itertools
 import json
-import logging
 import math
 import subprocess
 import sys
-from dataclasses import dataclass
 
 import pytest
 import torch
-from conftest import assert_refused, small_training_run
+from conftest import assert_refused
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -24,6 +22,7 @@ from hyperrbp.config.recipe import parse
 from hyperrbp.exceptions import DataError, DivergedError, MemoryExhaustedError, UsageError
 from hyperrbp.experiments import optimizer_runs as optimizer
 from hyperrbp.experiments.benchmark import (
+    benchmark,
     best_at,
     check_benchmark,
     envelope,
@@ -37,19 +36,19 @@ from hyperrbp.experiments.optimizer_runs import (
     OPTIMIZER_RUNS,
     OURS,
     REHEARSED,
-    Event,
     OptimizerRun,
     optimizer_runs,
     play,
 )
-from hyperrbp.optimizers import optuna_samplers as search
-from hyperrbp.optimizers.optuna_samplers import SAMPLERS, WORST, Trial, rungs
-from hyperrbp.problems.base import Problem
+from hyperrbp.optimizers.base import Evaluation
+from hyperrbp.optimizers.optuna_samplers import SAMPLERS
 from hyperrbp.reporting.benchmark import curves, draw, markdown, tables, write
 from hyperrbp.runtime.callbacks import Audience
 
 pytest.importorskip("optuna")
 CONTEST = importlib.import_module("hyperrbp.experiments.benchmark")
+
+INSTALLED = "hyperrbp.optimizers.optuna_samplers._is_installed"
 
 TINY = """\
 name: tiny
@@ -67,201 +66,7 @@ def run(*words):
     return CliRunner().invoke(cli.app, [str(word) for word in words])
 
 
-def first(count, *arguments, **options):
-    return list(itertools.islice(search.search(*arguments, **options), count))
-
-
-def cube(theta, half=2.0):
-    return torch.full_like(theta, -half), torch.full_like(theta, half)
-
-
-# --- searching -----------------------------------------------------------------------------------
-
-
-@dataclass
-class Slope(Problem):
-    """h' = h + θ₀ + θ₁: its loss after t steps is that of t/T of the way, or whatever is told."""
-
-    steps: int = 54
-    fault: str = ""
-    """What goes wrong where θ₀ > 0."""
-    taken: int = 0
-
-    def initial_state(self, theta=None):
-        return torch.zeros(2, dtype=torch.float64)
-
-    def step(self, h, theta, x):
-        self.taken += 1
-        h = h + torch.stack([theta.sum() / self.steps, theta[0] / self.steps])
-        if self.fault == "state" and theta[0] > 0:
-            h = torch.stack([h[0], h[1] + math.inf])
-        return h
-
-    def input(self, t):
-        return None
-
-    def population(self):
-        return [(1.0, None)]
-
-    def loss_and_gradient(self, h):
-        bad = {"nan": math.nan, "inf": math.inf}.get(self.fault)
-        if bad is not None and h[1] > 0:
-            return torch.tensor(bad), torch.ones_like(h)
-        return 10 + h[0], torch.ones_like(h)
-
-    def loss(self, h):
-        return self.loss_and_gradient(h)[0]
-
-
-TWO = torch.zeros(2, dtype=torch.float64)
-
-
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_a_search_stays_in_its_box_and_its_seed_decides_all(sampler, capfd):
-    low, high = torch.tensor([-0.3, 1.0]), torch.tensor([-0.1, 4.0])
-    runs = [first(25, Slope(), low, high, sampler, seed) for seed in (1, 1, 2)]
-    for trials in runs:
-        assert [trial.number for trial in trials] == list(range(25))
-        assert all(((low <= t.theta) & (t.theta <= high)).all() for t in trials)
-        assert trials[0].theta.dtype == torch.float32
-        assert len({tuple(trial.theta.tolist()) for trial in trials}) > 20
-        spread = torch.stack([trial.theta for trial in trials]).amax(0) - low
-        assert (spread > 0.6 * (high - low)).all()
-    same, again, other = [[(t.theta.tolist(), t.steps, t.loss) for t in r] for r in runs]
-    assert same == again
-    assert same != other
-    assert capfd.readouterr() == ("", "")
-
-
-@pytest.mark.parametrize("sampler", ["tpe", "cmaes", "hyperband"])
-def test_a_search_that_learns_gets_down_the_slope(sampler):
-    problem, count = Slope(), 60
-    last = first(count, problem, *cube(TWO), sampler, 3)[-15:]
-    mean = sum(float(trial.theta.sum()) for trial in last) / len(last)
-    assert mean < -1  # of a uniform search: 0 ± 0.4
-
-
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_the_start_is_tried_first(sampler):
-    low, high = cube(TWO, 1.0)
-    start = torch.tensor([0.25, -0.75], dtype=torch.float64)
-    trials = first(3, Slope(), low, high, sampler, 1, start)
-    assert trials[0].theta.tolist() == [0.25, -0.75]
-    assert trials[1].theta.tolist() != [0.25, -0.75]
-    outside = first(1, Slope(), low, high, sampler, 1, start + 1)
-    assert outside[0].theta.tolist() == [1.0, 0.25]
-
-
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_losses_are_those_of_the_inner_run(sampler):
-    problem, theta = small_training_run(30)
-    for trial in first(6, problem, theta - 1, theta + 1, sampler, 2, theta):
-        h = problem.run(trial.theta, 0, trial.steps, problem.initial_state(trial.theta))
-        assert trial.loss == float(problem.loss_and_gradient(h)[0])
-        assert (trial.steps < problem.steps) == trial.pruned
-
-
-def test_rungs_by_hand():
-    assert rungs(200) == [7, 21, 63]
-    assert rungs(1000) == [37, 111, 333]
-    assert rungs(54) == [2, 6, 18]
-    assert rungs(6) == [1, 3]
-    assert rungs(1) == []
-
-
-def test_hyperband_cuts_runs_at_rungs_and_takes_no_step_twice():
-    problem = Slope()
-    trials = first(40, problem, *cube(TWO), "hyperband", 4)
-    assert {trial.steps for trial in trials} == {2, 6, 18, 54}
-    assert 10 < sum(trial.pruned for trial in trials) < 40
-    assert all(trial.pruned == (trial.steps < 54) for trial in trials)
-    assert problem.taken == sum(trial.steps for trial in trials)
-    for trial in trials:
-        assert trial.loss == pytest.approx(10 + float(trial.theta.sum()) * trial.steps / 54)
-    cut = [float(trial.theta.sum()) for trial in trials if trial.pruned]
-    whole = [float(trial.theta.sum()) for trial in trials if not trial.pruned]
-    assert sum(whole) / len(whole) < sum(cut) / len(cut)
-
-
-@pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name != "hyperband"])
-def test_the_others_cut_nothing(sampler):
-    assert all(t.steps == 54 and not t.pruned for t in first(20, Slope(), *cube(TWO), sampler, 4))
-
-
-@pytest.mark.parametrize("fault", ["nan", "inf", "state"])
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_what_diverged_is_told_as_worse_than_all_and_the_search_goes_on(
-    sampler, fault, monkeypatch
-):
-    import optuna
-
-    told = []
-    real = optuna.Study.tell
-
-    def tell(study, trial, values=None, state=None):
-        told.append((values, state))
-        return real(study, trial, values, state)
-
-    reported, report = [], optuna.Trial.report
-
-    def noted(trial, value, step):
-        reported.append(value)
-        report(trial, value, step)
-
-    monkeypatch.setattr(optuna.Study, "tell", tell)
-    monkeypatch.setattr(optuna.Trial, "report", noted)
-    trials = first(40, Slope(fault=fault), *cube(TWO), sampler, 5)
-    assert len(told) == 40
-    assert all(math.isfinite(value) for value in reported)
-    assert bool(reported) == (sampler == "hyperband")
-    for trial, (value, state) in zip(trials, told, strict=True):
-        assert math.isfinite(trial.loss) == (trial.theta[0] <= 0)
-        if math.isfinite(trial.loss):
-            assert value == (None if trial.pruned else trial.loss)
-            continue
-        assert not trial.pruned
-        if sampler == "hyperband":
-            assert state == optuna.trial.TrialState.PRUNED
-            assert trial.steps in (2, 54)
-        else:
-            assert (value, state) == (WORST, None)
-    bad = [trial for trial in trials if not math.isfinite(trial.loss)]
-    assert 0 < len(bad) < 40
-    if sampler in ("tpe", "cmaes", "hyperband"):
-        assert sum(t.theta[0] > 0 for t in trials[-12:]) <= 6  # they have learned
-
-
-def test_a_search_that_cannot_be_is_refused_at_once(monkeypatch):
-    low, high = cube(TWO)
-    with pytest.raises(UsageError, match="did you mean cmaes"):
-        search.search(Slope(), low, high, "cmaess", 1)
-    for corners in ((high, low), (low, high * math.inf), (low * math.nan, high)):
-        with pytest.raises(UsageError, match="search box"):
-            search.search(Slope(), *corners, "random", 1)
-    monkeypatch.setattr(search, "_is_there", lambda module: False)
-    with pytest.raises(UsageError, match="not installed"):
-        search.search(Slope(), low, high, "random", 1)
-
-
-def test_a_search_leaves_optunas_log_and_the_callers_warnings_as_they_were(monkeypatch):
-    import warnings
-
-    import optuna
-
-    class Records(logging.Handler):
-        def emit(self, record):
-            said.append(record)
-
-    said, records = [], Records()
-    monkeypatch.setattr(logging.getLogger("optuna"), "handlers", [records])
-    before, filters = optuna.logging.get_verbosity(), list(warnings.filters)
-    assert before <= logging.INFO
-    trials = search.search(Slope(), *cube(TWO), "sobol", 1)
-    next(trials)
-    next(trials)
-    assert optuna.logging.get_verbosity() == before
-    assert warnings.filters == filters
-    assert said == []
+# --- what a search needs -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -276,7 +81,9 @@ def test_a_search_leaves_optunas_log_and_the_callers_warnings_as_they_were(monke
 def test_a_missing_package_is_one_line_with_the_command(
     gone, sampler, words, monkeypatch, tmp_path
 ):
-    monkeypatch.setattr(search, "_is_there", lambda module: module not in gone)
+    monkeypatch.setattr(
+        "hyperrbp.optimizers.optuna_samplers._is_installed", lambda module: module not in gone
+    )
     monkeypatch.chdir(tmp_path)
     done = run("compare", "digits", "--against", f"random,{sampler}"[7 * ("optuna" in gone) :],
                "--budget-seconds", 1)  # fmt: skip
@@ -286,7 +93,9 @@ def test_a_missing_package_is_one_line_with_the_command(
 
 
 def test_a_contest_without_cmaes_needs_none(monkeypatch):
-    monkeypatch.setattr(search, "_is_there", lambda module: module != "cmaes")
+    monkeypatch.setattr(
+        "hyperrbp.optimizers.optuna_samplers._is_installed", lambda module: module != "cmaes"
+    )
     assert optimizer_runs(["random", "tpe"]) == [OURS, "random", "tpe"]
 
 
@@ -303,29 +112,37 @@ class Clock:
         return next(self.times)
 
 
-def played(events, times, budget=10.0):
-    """Events (kind, loss) that end at these times; the clock shows 100 at the start."""
+def evaluation(loss, theta=None, pruned=False):
+    return Evaluation(0, loss, theta, None, 6, pruned)
+
+
+def played(losses, times, budget=10.0):
+    """Play evaluations that end at these times; the clock shows 100 at the start."""
     heard = []
-    made = (Event(kind, torch.tensor([float(i)]), x) for i, (kind, x) in enumerate(events))
+    made = (
+        evaluation(
+            loss[0] if isinstance(loss, tuple) else loss,
+            torch.tensor([float(i)]),
+            isinstance(loss, tuple),
+        )
+        for i, loss in enumerate(losses)
+    )
     score = play(made, budget, heard.append, Clock(100, *(100 + time for time in times)))
     return score, heard
 
 
 def test_what_ends_after_the_deadline_does_not_count():
-    score, heard = played([("trial", 3.0), ("trial", 2.0), ("trial", 1.0)], [4, 10, 10.5])
+    score, heard = played([3.0, 2.0, 1.0], [4, 10, 10.5])
     assert score.curve == [(4, 3.0), (10, 2.0)]
     assert (score.best_loss, score.best_theta) == (2.0, torch.tensor([1.0]))
     assert (score.evaluations, score.seconds, score.overrun) == (2, 10, 0.5)
-    assert heard == [(4, "trial", 3.0), (10, "trial", 2.0)]
+    assert heard == [(4, False, 3.0), (10, False, 2.0)]
     assert score.status == "done"
 
 
 def test_only_a_better_finite_loss_of_a_whole_run_is_the_best():
-    events = [
-        ("step", 3.0), ("trial", math.nan), ("pruned", 1.0), ("trial", 4.0), ("trial", 3.0),
-        ("trial", 2.0), ("trial", math.inf), ("trial", -math.inf), ("trial", 5.0),
-    ]  # fmt: skip
-    score, heard = played(events, [*range(1, 9), 11])
+    losses = [3.0, math.nan, (1.0,), 4.0, 3.0, 2.0, math.inf, -math.inf, 5.0]
+    score, heard = played(losses, [*range(1, 9), 11])
     assert score.curve == [(1, 3.0), (6, 2.0)]
     assert score.best_theta == torch.tensor([5.0])
     assert (score.evaluations, score.pruned, score.diverged) == (8, 1, 3)
@@ -335,13 +152,13 @@ def test_only_a_better_finite_loss_of_a_whole_run_is_the_best():
 
 
 def test_what_was_cut_short_has_not_diverged():
-    score, _ = played([("pruned", math.nan), ("trial", math.nan), ("trial", 2.0)], [1, 2, 3])
+    score, _ = played([(math.nan,), math.nan, 2.0], [1, 2, 3])
     assert (score.evaluations, score.pruned, score.diverged) == (3, 1, 1)
 
 
 def test_one_that_diverges_keeps_what_it_had():
     def events():
-        yield Event("step", torch.tensor([1.0]), 3.0)
+        yield evaluation(3.0, torch.tensor([1.0]))
         raise DivergedError("meta step 1: the meta loss is not finite")
 
     score = play(events(), 10, lambda _: None, Clock(0, 1))
@@ -350,7 +167,7 @@ def test_one_that_diverges_keeps_what_it_had():
 
 
 def test_one_that_ends_by_itself_says_when():
-    score, _ = played([("trial", 3.0)], [4.5])
+    score, _ = played([3.0], [4.5])
     assert (score.status, score.best_loss) == ("ended early", 3.0)
     assert "4.5 s" in score.message
 
@@ -393,16 +210,16 @@ def test_a_turn_of_every_contestant(name, tiny, ticking):
     # All begin at the recipe's start.
     h = problem.run(experiment.theta, 0, problem.steps, problem.initial_state(experiment.theta))
     untuned = float(problem.loss_and_gradient(h)[0])
-    if heard[0][1] != "pruned":
+    if not heard[0][1]:
         assert heard[0][2] == pytest.approx(untuned, rel=1e-5)
     json.dumps(done, allow_nan=False)
 
 
-def test_what_a_walk_gave_up_counts_as_cut_short(tiny):
+def test_what_a_screening_gave_up_counts_as_pruned(tiny):
     meta = tiny.meta.model_copy(update={"optimizer": "surrogate", "screened": 9})
     with_optimizer = Experiment(tiny.model_copy(update={"meta": meta}))
-    events = list(itertools.islice(OPTIMIZER_RUNS[OURS].events(with_optimizer), 9))
-    assert [event.kind for event in events] == ["pruned"] * 8 + ["trial"]
+    events = list(itertools.islice(OPTIMIZER_RUNS[OURS].evaluations(with_optimizer), 9))
+    assert [found.pruned for found in events] == [True] * 8 + [False]
 
 
 def test_the_seed_decides_the_inner_run_and_what_is_sampled(tiny, ticking):
@@ -421,18 +238,17 @@ def test_the_seed_decides_the_inner_run_and_what_is_sampled(tiny, ticking):
 def test_all_searches_are_given_the_same_box_run_and_start(tiny, ticking, monkeypatch):
     asked = {}
 
-    def noted(problem, low, high, sampler, seed, start):
+    def noted(search, objective, state):
+        problem, start = objective(0), state.start
         h = problem.run(start, 0, problem.steps, problem.initial_state(start))
-        asked.setdefault(sampler, set()).add(
-            (*low.tolist(), *high.tolist(), *start.tolist(), *h.tolist(), seed)
-        )
-        yield from (Trial(i, start, 6, 1.0, False) for i in itertools.count())
+        low, high = search._low.tolist(), search._high.tolist()
+        asked.setdefault(search._sampler.sentence, set()).add((*low, *high, *start.tolist(), *h.tolist()))
+        return Evaluation(0, 1.0, start, problem, 6)
 
-    monkeypatch.setattr(optimizer, "search", noted)
-    for name in OPTIMIZER_RUNS:
-        if name != OURS:
-            optimizer.turn(tiny, None, name, 2.0, lambda _: None)
-    assert set(asked) == set(SAMPLERS)
+    monkeypatch.setattr("hyperrbp.optimizers.optuna_search.OptunaSearch.step", noted)
+    for name in SAMPLERS:
+        optimizer.turn(tiny, None, name, 2.0, lambda _: None)
+    assert len(asked) == len(SAMPLERS)
     assert len(set.union(*asked.values())) == 1
 
 
@@ -443,7 +259,7 @@ def test_the_clock_starts_after_data_tracing_and_rehearsal(tiny, monkeypatch):
         order.append("events")
         for i in itertools.count():
             order.append(f"evaluation {i}")
-            yield Event("trial", experiment.theta, 1.0)
+            yield evaluation(1.0, experiment.theta)
 
     def prepared(problem, theta):
         order.append("traced")
@@ -667,7 +483,7 @@ class Machine:
         assert function is optimizer.turn
         name, budget = arguments
         self.turns.append((name, recipe, budget))
-        trials = [Event("trial", None, 2.0), Event("trial", None, self.finals.get(name, 1.0))]
+        trials = [evaluation(2.0), evaluation(self.finals.get(name, 1.0))]
         score = play(iter(trials), budget, heard, Clock(0, budget / 4, budget / 2))
         if name in self.fails:
             raise self.fails[name]
@@ -754,7 +570,7 @@ def test_one_without_an_answer_is_a_row_that_says_why(loss, status, words, tiny,
         if function is optimizer.opening or arguments[0] != "tpe":
             return real(function, recipe, data_root, *arguments, heard=heard)
         times = Clock(0, 9) if loss is None else Clock(0, 1, 9)
-        trials = (Event("trial", None, loss or 1.0) for _ in range(2))
+        trials = (evaluation(loss or 1.0) for _ in range(2))
         return play(trials, 8.0, heard, times).to_json()
 
     monkeypatch.setattr(CONTEST, "call", call)
@@ -845,7 +661,7 @@ def test_what_cannot_be_contested(recipe, budget, seeds, words, machine):
         (
             "inner: {learning_rate: 0.01}",
             "gradient",
-            "--against gradient: hyperparameters.learning_rate.range: the walk gradient stays in",
+            "--against gradient: hyperparameters.learning_rate.range: ",
         ),
     ],
 )
@@ -959,7 +775,8 @@ def test_a_figure_has_a_line_and_a_band_for_everyone(document, tmp_path, monkeyp
 def test_a_folder_holds_it_all(document, tmp_path):
     write(document, tmp_path)
     assert {file.name for file in tmp_path.iterdir()} == {
-        "recipe.yaml", "benchmark.json", "benchmark.md", "benchmark.csv", "benchmark.png", "curves.csv",
+        "recipe.yaml", "curves.csv",
+        "benchmark.json", "benchmark.md", "benchmark.csv", "benchmark.png",
     }  # fmt: skip
     assert json.loads((tmp_path / "benchmark.json").read_text()) == document
     rows = list(csv.DictReader(io.StringIO((tmp_path / "benchmark.csv").read_text())))

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 import time
 
 import pytest
 import torch
-from conftest import outcome, random_linear, small_training_run
+from conftest import outcome
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from hyperrbp import GradientSettings, AdamSettings, descend, hypergradient, tune_recipe
+from hyperrbp import tune_recipe
 from hyperrbp.config.recipe import parse, read
 from hyperrbp.exceptions import CheckpointError, UsageError
 from hyperrbp.experiments import checkpoint
 from hyperrbp.experiments.experiment import Experiment
 from hyperrbp.experiments.final_evaluation import evaluate_replicates
 from hyperrbp.experiments.run_folder import RunFolder
-from hyperrbp.hypergradients import METHODS
-from hyperrbp.optimizers.adam import AdamState
 from hyperrbp.reporting.tensorboard import TensorBoard, scalars
 
 TINY = """
@@ -36,57 +33,6 @@ meta: {steps: 5, learning_rate: 0.1, decay: {factor: 0.5, from_step: 3}}
 
 def tiny(**changes):
     return parse(TINY, overrides=[("test", key, value) for key, value in changes.items()])
-
-
-# --- the meta loop -------------------------------------------------------------------------------
-
-
-def test_the_loop_is_adam_on_the_hypergradient():
-    problem, theta = small_training_run(steps=15)
-    reference = theta.clone().requires_grad_()
-    adam = torch.optim.Adam([reference], lr=0.05)
-    schedule = torch.optim.lr_scheduler.StepLR(adam, step_size=4, gamma=0.1)
-    settings = GradientSettings("bptt")
-    steps = list(descend(problem, theta, settings, AdamSettings(7, 0.05, 0.1, decay_from=4)))
-    assert [step.meta_step for step in steps] == list(range(8))
-    for step in steps:
-        assert torch.equal(step.theta, reference.detach())
-        if step.hypergradient is None:
-            break
-        reference.grad = hypergradient(problem, reference.detach(), "bptt").gradient
-        assert torch.equal(step.hypergradient.gradient, reference.grad)
-        adam.step()
-        schedule.step()
-    assert steps[-1].hypergradient is None
-    assert steps[-1].meta_loss < steps[0].meta_loss
-    assert torch.equal(theta, steps[0].theta), "the given start was changed"
-
-
-@pytest.mark.parametrize("method", sorted(METHODS))
-def test_every_method_descends_a_contraction(method):
-    problem, theta = random_linear(steps=40)
-    steps = list(
-        descend(problem, theta, GradientSettings(method, trunc=30), AdamSettings(20, 0.05))
-    )
-    assert steps[-1].meta_loss < steps[0].meta_loss
-
-
-def test_a_state_survives_json_to_the_bit():
-    problem, theta = small_training_run(steps=8)
-    for dtype in (torch.float32, torch.float64):
-        state = AdamState(theta.to(torch.float64) / 3)
-        settings = GradientSettings(trunc=3)
-        whole = [s.theta for s in descend(problem, theta / 3, settings, AdamSettings(6))]
-        for step in descend(problem, state, settings, AdamSettings(6)):
-            if step.meta_step == 2:
-                break
-        again = AdamState.from_state_dict(json.loads(json.dumps(state.state_dict())), like=theta)
-        rest = [s.theta for s in descend(problem, again, settings, AdamSettings(6))]
-        assert len(rest) == 4
-        assert all(torch.equal(a, b) for a, b in zip(whole[3:], rest, strict=True))
-        odd = torch.tensor([1 / 3, math.pi, 1e-40], dtype=dtype)
-        back = AdamState.from_state_dict(json.loads(json.dumps(AdamState(odd).state_dict())), like=odd)
-        assert torch.equal(back.theta, odd)
 
 
 # --- a run on disk -------------------------------------------------------------------------------
@@ -230,20 +176,6 @@ def test_a_test_run_that_turns_non_finite_is_null_and_counted(monkeypatch):
 
 IMPATIENT = {"meta.learning_rate": 4.0, "meta.steps": 12, "meta.patience": 3}
 """Overshoots, and does not come back."""
-
-
-def test_the_loop_ends_when_the_best_is_too_old():
-    problem, theta = small_training_run(steps=15)
-    whole = [s.meta_loss for s in descend(problem, theta, meta=AdamSettings(12, 4.0))]
-    ends = set()
-    for patience in (1, 2, 4, 12):
-        stale = [n - min(range(n + 1), key=whole.__getitem__) for n in range(13)]
-        end = next((n for n in range(13) if stale[n] == patience), 12)
-        meta = AdamSettings(12, 4.0, patience=patience)
-        found = [step.meta_loss for step in descend(problem, theta, meta=meta)]
-        assert found == whole[: end + 1]
-        ends.add(end)
-    assert len(ends) > 1, "nothing to lose patience with"
 
 
 def test_a_run_out_of_patience_is_done_and_says_when(tmp_path):

@@ -1,8 +1,7 @@
-"""The walk: what it screens, where it steps, what it gives up, and how it is taken up again."""
+"""The trust-region search: screening, steps, what it gives up, and how it is resumed."""
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 
@@ -14,14 +13,15 @@ from test_hyperparameters import run_of
 
 from hyperrbp.config.recipe import parse
 from hyperrbp.exceptions import DivergedError, RecipeError
-from hyperrbp.experiments.meta_loop import begin, meta_steps
+from hyperrbp.experiments.meta_optimizer import evaluations, meta_optimizer
 from hyperrbp.experiments.tune import tune_recipe
 from hyperrbp.hypergradients import Averaging
 from hyperrbp.hypergradients.settings import GradientSettings
-from hyperrbp.optimizers import trust_region
-from hyperrbp.optimizers.surrogate import CAP, Surrogate, _capped, height
-from hyperrbp.optimizers.trust_region import TrustRegionSettings, TrustRegionState, minimize
+from hyperrbp.optimizers.base import minimize
+from hyperrbp.optimizers.surrogate import CAP, Surrogate, _capped, log_loss
+from hyperrbp.optimizers.trust_region import TrustRegion, TrustRegionSettings, TrustRegionState
 from hyperrbp.problems.training.hyperparameters import Grain
+from hyperrbp.runtime.callbacks import Progress
 
 EXACT = GradientSettings("bptt", options={"keep": "states"})
 QUIET = {"threads": "1", "record": "{test_seeds: 0}"}
@@ -32,22 +32,29 @@ def boxed(theta: torch.Tensor, half: float = 2.0) -> tuple[torch.Tensor, torch.T
 
 
 def minimized(problem, theta, settings, *, half=2.0, gradient=EXACT, seed=0, state=None, **more):
-    state = state or TrustRegionState(theta.clone())
-    return list(
-        minimize(problem, state, boxed(theta, half), gradient, settings, seed=seed, **more)
-    ), state
+    optimizer = TrustRegion(boxed(theta, half), gradient, settings, seed=seed, **more)
+    state = state or optimizer.init(theta)
+    return whole(minimize(optimizer, problem, state)), state
+
+
+def whole(evaluations):
+    """Those that came to their end."""
+    return [found for found in evaluations if found.complete]
 
 
 def bits(steps):
     return [(step.meta_loss, step.theta.tolist(), step.source) for step in steps]
 
 
-def taken_up(problem, theta, settings, gradient, count):
-    """The bits of so many steps, each from the state that the one before it has written."""
-    state, found = TrustRegionState(theta.clone()), []
-    for _ in range(count):
-        found.append(next(minimize(problem, state, boxed(theta), gradient, settings)))
-        state = TrustRegionState.from_json(json.loads(json.dumps(state.to_json())), like=theta)
+def resumed_at_every_step(problem, theta, settings, gradient):
+    """The bits of a search whose every evaluation starts from what the one before has written."""
+    optimizer, found = TrustRegion(boxed(theta), gradient, settings), []
+    state = optimizer.init(theta)
+    while (evaluation := optimizer.step(problem, state)) is not None:
+        if evaluation.complete:
+            found.append(evaluation)
+        content = json.loads(json.dumps(state.state_dict(), allow_nan=False))
+        state = optimizer.restore(content, theta)
     return bits(found)
 
 
@@ -81,7 +88,7 @@ def test_the_screening_halves_and_goes_on_from_paused_runs():
     assert counting.spans[36:] == [(9, 27)] * 3
     assert [step.source for step in steps] == ["screening"] * 3
     assert [step.meta_step for step in steps] == [0, 1, 2]
-    assert sum(math.isinf(h) for h in state.heights) == 24
+    assert sum(math.isinf(h) for h in state.scores) == 24
     for step in steps:  # a paused run is the whole run, bit for bit
         h = problem.run(step.theta, 0, 27, problem.initial_state(step.theta))
         assert step.meta_loss == float(problem.loss(h))
@@ -141,27 +148,25 @@ def test_rounding_leads_nowhere_outside_the_box():
     problem, theta = small_training_run(steps=3)
     single = problem.in_precision(torch.float32)
     low, high = (torch.full_like(theta, math.log(x)).float() for x in (1e-6, 0.1))
-    with_optimizer = minimize(
-        single, TrustRegionState(high.clone()), (low, high), EXACT, TrustRegionSettings(screened=1)
-    )
-    step = next(with_optimizer)
+    optimizer = TrustRegion((low, high), EXACT, TrustRegionSettings(screened=1))
+    step = optimizer.step(single, optimizer.init(high))
     assert torch.equal(step.theta, high)
 
 
-def test_segments_share_their_draws_in_the_screening():
+def test_segments_share_their_samples_in_the_screening():
     problem, theta = run_of({"learning_rate": Grain("tensor", 3), "momentum": Grain("net")})
     tied = problem.layout.across_segments()
     assert tied == [0, 1, 2, 3] * 3 + [4]
     _, state = minimized(
         problem, theta, TrustRegionSettings(steps=0, screened=9, gradient=False), tied=tied
     )
-    drawn = np.array(state.points + state.survivors)
+    samples = np.array(state.points + state.survivors)
     start = ((theta - boxed(theta)[0]) / 4).tolist()
-    drawn = drawn[[not np.allclose(u, start) for u in drawn]]
-    assert len(drawn) == 8
-    assert np.array_equal(drawn[:, 0:4], drawn[:, 4:8])
-    assert np.array_equal(drawn[:, 0:4], drawn[:, 8:12])
-    assert len(np.unique(drawn[:, 0])) == 8
+    samples = samples[[not np.allclose(u, start) for u in samples]]
+    assert len(samples) == 8
+    assert np.array_equal(samples[:, 0:4], samples[:, 4:8])
+    assert np.array_equal(samples[:, 0:4], samples[:, 8:12])
+    assert len(np.unique(samples[:, 0])) == 8
 
 
 def test_gradient_steps_double_when_they_hold_and_halve_when_not():
@@ -184,31 +189,38 @@ def test_gradient_steps_double_when_they_hold_and_halve_when_not():
     assert {losses[n] < min(losses[:n]) for n in range(1, len(losses))} == {True, False}
 
 
-def test_a_gradient_is_taken_once_a_best_and_not_again_after_a_failure(monkeypatch):
+class CountingGradients(Counting):
+    """Another problem, whose loss gradients are counted: one for each hypergradient."""
+
+    gradients = 0
+
+    def loss_and_gradient(self, h):
+        self.gradients += 1
+        return self._problem.loss_and_gradient(h)
+
+
+def test_a_gradient_is_taken_once_a_best_and_not_again_after_a_failure():
     problem, theta = small_training_run(steps=12)
-    taken = []
-    slope = trust_region._TrustRegion._slope
-    monkeypatch.setattr(
-        trust_region._TrustRegion,
-        "_slope",
-        lambda self: taken.append(self._state.best_step) or slope(self),
-    )
-    steps, _ = minimized(problem, theta, TrustRegionSettings(steps=25, screened=9, surrogate=False))
-    assert "gradient" in {step.source for step in steps}
-    assert len(taken) == len(set(taken)) >= 2
-    assert len(taken) < sum(step.source == "gradient" for step in steps)
+    counting = CountingGradients(problem)
+    settings = TrustRegionSettings(steps=25, screened=9, surrogate=False)
+    steps, _ = minimized(lambda _: counting, theta, settings)
+    losses = [step.meta_loss for step in steps]
+    improved = sum(losses[n] < min(losses[:n]) for n in range(1, len(losses)))
+    assert any(step.source == "gradient" for step in steps)
+    assert 2 <= counting.gradients <= improved + 1
+    assert counting.gradients < sum(step.source == "gradient" for step in steps)
 
 
-def test_the_slope_is_that_of_the_loss_in_units_of_the_box():
+def test_a_gradient_step_is_along_the_gradient_in_units_of_the_box():
     problem, theta = small_training_run(steps=12)
     half = torch.linspace(0.5, 4.0, len(theta), dtype=theta.dtype)
     low, high = theta - half, theta + half
-    start = TrustRegionState(theta.clone())
-    steps = minimize(problem, start, (low, high), EXACT, TrustRegionSettings(steps=1, screened=1))
-    next(steps)
+    optimizer = TrustRegion((low, high), EXACT, TrustRegionSettings(steps=1, screened=1))
+    state = optimizer.init(theta)
+    optimizer.step(problem, state)
     g = EXACT.hypergradient(problem, theta, seed=0).gradient * (high - low)
     expected = g.sign() * g.abs().sqrt()
-    second = next(steps)
+    second = optimizer.step(problem, state)
     went = second.theta - theta
     cosine = torch.cosine_similarity(went, -expected * (high - low), dim=0)
     assert float(cosine) == pytest.approx(1.0, abs=1e-6)
@@ -222,10 +234,8 @@ def test_a_coordinate_that_leans_on_a_wall_counts_out():
     low = theta - 2.0
     assert (gradient < 0).any()
     assert (gradient > 0).any()
-    state = TrustRegionState(theta.clone())
-    steps = list(
-        minimize(problem, state, (low, high), EXACT, TrustRegionSettings(steps=3, screened=1))
-    )
+    optimizer = TrustRegion((low, high), EXACT, TrustRegionSettings(steps=3, screened=1))
+    steps = list(minimize(optimizer, problem, optimizer.init(theta)))
     for step in steps:
         assert ((low - 1e-12 <= step.theta) & (step.theta <= high + 1e-12)).all()
     assert torch.allclose(steps[1].theta[gradient < 0], theta[gradient < 0], rtol=0, atol=1e-12)
@@ -240,7 +250,7 @@ def test_what_is_worse_than_the_good_half_on_the_way_is_given_up(monkeypatch):
     settings = TrustRegionSettings(steps=40, screened=27, gradient=False)
     counting = at(0)
     _, state = minimized(at, theta, settings)
-    given_up = sum(math.isinf(h) for h in state.heights) - 24
+    given_up = sum(math.isinf(h) for h in state.scores) - 24
     assert given_up > 0
     assert state.given_up == given_up + 24
     assert counting.spans.count((0, 9)) - counting.spans.count((9, 27)) + 3 == given_up
@@ -248,22 +258,37 @@ def test_what_is_worse_than_the_good_half_on_the_way_is_given_up(monkeypatch):
     assert len(ends) >= 8
 
 
-def test_the_screening_tells_how_far_it_is():
+def test_the_screening_reports_its_progress():
     problem, theta = small_training_run(steps=27)
     counting, at = counted(problem)
-    heard = []
+    received = []
 
-    def told(what, done, of):
-        heard.append((what, done, of))
-        assert done == counting.updates
+    def report(now):
+        received.append(now)
+        assert now.done == counting.updates
 
-    minimized(at, theta, TrustRegionSettings(steps=2, screened=10, gradient=False), told=told)
-    assert heard[0] == ("screening", 0, 10 * 3 + 4 * 6)
-    assert len(heard) == 10 + 4
-    assert heard[-1] == ("screening", 10 * 3 + 3 * 6, 10 * 3 + 4 * 6)
-    heard.clear()
-    minimized(problem, theta, TrustRegionSettings(steps=2, screened=1, gradient=False), told=told)
-    assert not heard, "there is nothing to screen"
+    settings = TrustRegionSettings(steps=2, screened=10, gradient=False)
+    minimized(at, theta, settings, report=report)
+    assert received[0] == Progress("screening", 0, 10 * 3 + 4 * 6, "training steps")
+    assert len(received) == 10 + 4
+    assert received[-1].done == 10 * 3 + 3 * 6
+    received.clear()
+    settings = TrustRegionSettings(steps=2, screened=1, gradient=False)
+    minimized(problem, theta, settings, report=report)
+    assert not received, "there is nothing to screen"
+
+
+def test_pruned_runs_are_evaluations_too():
+    problem, theta = small_training_run(steps=27)
+    settings = TrustRegionSettings(steps=20, screened=27, gradient=False)
+    optimizer = TrustRegion(boxed(theta), EXACT, settings)
+    state = optimizer.init(theta)
+    found = list(minimize(optimizer, problem, state))
+    assert sum(e.complete for e in found) == state.meta_step == 21
+    assert sum(not e.complete for e in found) == state.given_up
+    assert {e.training_steps for e in found if e.pruned} == {9}
+    assert {e.training_steps for e in found if e.complete} == {27}
+    assert all(e.source == "screening" for e in found[:24])
 
 
 class Spent(Counting):
@@ -273,56 +298,57 @@ class Spent(Counting):
         return self._problem.loss(h) * (1.0 if self.updates <= 9 * 9 else math.nan)
 
 
-def test_a_walk_of_which_no_run_comes_to_its_end_stops(monkeypatch):
+def test_a_search_of_which_no_run_comes_to_its_end_stops(monkeypatch):
     monkeypatch.setattr("hyperrbp.optimizers.trust_region.FRUITLESS", 12)
     problem, theta = small_training_run(steps=9)
     spent = Spent(problem)
     settings = TrustRegionSettings(steps=50, screened=1, gradient=False)
-    with_optimizer = minimize(
-        lambda _: spent, (state := TrustRegionState(theta.clone())), boxed(theta), EXACT, settings
-    )
-    steps = list(itertools.islice(with_optimizer, 51))
+    optimizer = TrustRegion(boxed(theta), EXACT, settings)
+    state = optimizer.init(theta)
+    steps = whole(minimize(optimizer, lambda _: spent, state))
     assert state.stopped
     assert len(steps) == 9
     assert state.given_up == 12
 
 
 @pytest.mark.parametrize("of", [{"surrogate": False}, {"gradient": False}, {}], ids=str)
-def test_a_walk_taken_up_again_anywhere_has_the_same_bits(of):
-    """Stopped after every run. Catches what the walk knows and its state does not."""
+def test_a_search_resumed_anywhere_has_the_same_bits(of):
+    """Stopped after every run. Breaks if the search knows what its state does not."""
     problem, theta = small_training_run(steps=18)
     settings = TrustRegionSettings(steps=16, screened=9, **of)
-    whole, _ = minimized(problem, theta, settings)
-    expected = bits(whole)
+    runs, _ = minimized(problem, theta, settings)
+    expected = bits(runs)
     assert len(expected) == 17
-    assert taken_up(problem, theta, settings, EXACT, len(whole)) == expected
+    assert resumed_at_every_step(problem, theta, settings, EXACT) == expected
 
 
-def test_every_run_of_a_walk_over_draws_is_one_of_its_own_draw():
-    """The losses, and all bits when taken up again. Catches a run that goes on in another draw."""
-    draws = [small_training_run(steps=18, seed=n)[0] for n in range(17)]
+def test_every_run_over_replicates_is_one_of_its_own_replicate():
+    """The losses, and all bits when resumed. Breaks if a run goes on in another replicate."""
+    replicates = [small_training_run(steps=18, seed=n)[0] for n in range(17)]
     _, theta = small_training_run(steps=18)
     settings = TrustRegionSettings(steps=16, screened=27)
     inexact = GradientSettings("neumann", 5, Averaging("mean", 2))
-    whole, _ = minimized(draws.__getitem__, theta, settings, gradient=inexact)
-    for step in whole:
-        assert step.problem is draws[step.meta_step]
+    runs, _ = minimized(replicates.__getitem__, theta, settings, gradient=inexact)
+    for step in runs:
+        assert step.problem is replicates[step.meta_step]
         assert step.meta_loss == float(step.problem.loss(step.problem.last_state(step.theta)))
-    expected = bits(whole)
+    expected = bits(runs)
     assert {source for *_, source in expected} >= {"screening", "gradient"}
-    assert taken_up(draws.__getitem__, theta, settings, inexact, len(whole)) == expected
+    assert resumed_at_every_step(replicates.__getitem__, theta, settings, inexact) == expected
 
 
 def test_a_content_of_another_version_is_refused():
     _, theta = small_training_run(steps=3)
-    content = TrustRegionState(theta).to_json()
+    content = TrustRegionState(theta).state_dict()
     for name in content:
         with pytest.raises(KeyError, match=name):
-            TrustRegionState.from_json({k: v for k, v in content.items() if k != name}, like=theta)
+            TrustRegionState.from_state_dict(
+                {k: v for k, v in content.items() if k != name}, like=theta
+            )
 
 
 def test_runs_that_diverge_are_bad_points_and_no_end():
-    """Catches one that is recorded, or ends the walk."""
+    """Breaks if one is recorded, or ends the search."""
     problem, theta = small_training_run(steps=18, update="pytorch")
     steps, state = minimized(
         problem, theta + 2, TrustRegionSettings(steps=12, screened=9), half=900.0, gradient=EXACT
@@ -332,14 +358,14 @@ def test_runs_that_diverge_are_bad_points_and_no_end():
 
 
 def test_nothing_finite_at_all_is_said():
-    """Catches a walk that ends without an answer."""
+    """Breaks if the search ends without an answer."""
     problem, theta = small_training_run(steps=9)
     far = torch.full_like(theta, 800.0)
     with pytest.raises(DivergedError, match="no run of the screening"):
         minimized(problem, far, TrustRegionSettings(steps=5, screened=5), half=1.0)
 
 
-def test_patience_ends_a_walk():
+def test_patience_ends_a_search():
     problem, theta = small_training_run(steps=9)
     steps, state = minimized(
         problem, theta, TrustRegionSettings(steps=500, screened=9, gradient=False, patience=4)
@@ -349,7 +375,7 @@ def test_patience_ends_a_walk():
 
 
 def test_patience_begins_after_the_screening():
-    """Its runs come in the order of what they promise. Catches a walk that ends among them."""
+    """Its runs come in the order of what they promise. Breaks if the search ends among them."""
     problem, theta = small_training_run(steps=27)
     settings = TrustRegionSettings(steps=60, screened=54, gradient=False, patience=2)
     steps, _ = minimized(problem, theta, settings)
@@ -400,8 +426,8 @@ def test_bad_points_are_alike_to_the_surrogate():
 @pytest.mark.parametrize(
     ("lower", "higher"), [(0.1, 0.2), (0.0, 1e-20), (-5.0, -1.0), (1.0, math.nan), (1.0, math.inf)]
 )
-def test_heights_are_in_the_order_of_losses(lower, higher):
-    assert height(lower) < height(higher) < math.inf
+def test_scores_are_in_the_order_of_losses(lower, higher):
+    assert log_loss(lower) < log_loss(higher) < math.inf
 
 
 # --- as a recipe ----------------------------------------------------------------------------------
@@ -436,7 +462,7 @@ class Stops:
         pass
 
 
-def test_a_tuning_run_by_walk_can_be_resumed_bit_for_bit(tmp_path):
+def test_a_tuning_run_by_search_can_be_resumed_bit_for_bit(tmp_path):
     """And go on to more meta steps. Catches a state that is not read back."""
     recipe = parse(TINY)
     whole = tune_recipe(recipe, tmp_path / "whole")
@@ -456,10 +482,10 @@ def test_a_tuning_run_by_walk_can_be_resumed_bit_for_bit(tmp_path):
     assert {record["source"] for record in records} == {"screening", "gradient", "surrogate"}
     assert whole["optimizer"] == "both"
     for record in records:
-        assert ("slope" in record) == (record["source"] == "gradient")
-    slopes = [record["slope"] for record in records if "slope" in record]
-    assert all(slope["status"] == "growing" and slope["products"] == 6 for slope in slopes)
-    assert all(slope["norm"] > 0 and slope["meta_step"] < 12 for slope in slopes)
+        assert ("gradient_information" in record) == (record["source"] == "gradient")
+    known = [r["gradient_information"] for r in records if r["source"] == "gradient"]
+    assert all(found["status"] == "growing" and found["products"] == 6 for found in known)
+    assert all(found["norm"] > 0 and found["meta_step"] < 12 for found in known)
     more = tune_recipe(
         parse(TINY.replace("steps: 12", "steps: 15")), tmp_path / "whole", resume=True
     )
@@ -467,7 +493,7 @@ def test_a_tuning_run_by_walk_can_be_resumed_bit_for_bit(tmp_path):
     assert len(more["meta_loss"]) == 16
 
 
-def test_each_walk_of_a_recipe_is_the_one_it_names():
+def test_each_optimizer_of_a_recipe_is_the_one_it_names():
     from hyperrbp.experiments.experiment import Experiment
 
     for name, sources in {
@@ -476,7 +502,8 @@ def test_each_walk_of_a_recipe_is_the_one_it_names():
         "surrogate": {"screening", "surrogate"},
     }.items():
         experiment = Experiment(parse(TINY.replace("optimizer: both", f"optimizer: {name}")))
-        steps = list(meta_steps(experiment, begin(experiment)))
+        optimizer = meta_optimizer(experiment)
+        steps = list(evaluations(experiment, optimizer, optimizer.init(experiment.theta)))
         assert {step.source for step in steps} == sources
         low, high = experiment.box
         if name != "adam":
@@ -492,15 +519,15 @@ def test_each_walk_of_a_recipe_is_the_one_it_names():
             "expected a method by",
         ),
         (
-            "hyperparameters: {example_weight: {}}\nmeta: {optimizer: surrogate, loss: validation}\n"
-            "data: {validation_examples: 100}",
+            "hyperparameters: {example_weight: {}}\nmeta: {loss: validation, optimizer: surrogate}"
+            "\ndata: {validation_examples: 100}",
             "meta.optimizer",
             "expected adam or gradient, got surrogate",
         ),
         (
             "gradient: {check_every: 2}\nmeta: {optimizer: both}",
             "gradient.check_every",
-            "walk both has no",
+            "goes with meta.optimizer adam",
         ),
         (
             "meta: {optimizer: both, on_divergence: rollback}",
@@ -520,7 +547,7 @@ def test_each_walk_of_a_recipe_is_the_one_it_names():
         ),
     ],
 )
-def test_a_walk_that_cannot_be_is_refused(text, key, words):
+def test_an_optimizer_that_cannot_be_is_refused(text, key, words):
     with pytest.raises(RecipeError) as raised:
         parse(text)
     assert [fault.key for fault in raised.value.faults] == [key]
@@ -545,7 +572,7 @@ def test_the_terminal_says_what_is_screened_and_who_proposed_what(tmp_path, caps
     assert "before them, 9 points are screened, for as long as about 2 take" in said
     assert "screening: 0 of " in said
     assert result["given_up"] >= 6
-    assert "hyperparameters; neumann with K = 3 and walk both on cpu, 1 thread" in said
+    assert "hyperparameters; neumann with K = 3 and optimizer both on cpu, 1 thread" in said
     console.print(answer(result | {"optimizer": "surrogate"}))
     said_at_the_end = capsys.readouterr().out
     assert " a surrogate on cpu" in said_at_the_end

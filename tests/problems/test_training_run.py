@@ -229,7 +229,7 @@ def test_a_loss_that_refuses_what_overflowed_is_no_loss():
     assert loss.isnan()
     assert g[: problem.weights].isnan().all()
     with pytest.raises(DivergedError, match="is not finite"):
-        list(descend(problem, theta + 700.0, meta=AdamSettings(1)))
+        list(descend(problem, theta + 700.0, settings=AdamSettings(1)))
 
 
 def test_a_loss_that_fails_on_finite_outputs_is_said():
