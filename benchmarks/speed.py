@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hyperrbp import Averaging, Experiment, GradientSettings, AdamSettings, TrainingRun, descend
+from hyperrbp import AdamSettings, Averaging, Experiment, GradientSettings, TrainingRun, descend
 from hyperrbp.config.presets import find
 from hyperrbp.config.recipe import read
 from hyperrbp.hypergradients import hypergradient

@@ -40,7 +40,7 @@ from hyperrbp.hypergradients.method_selection import (
     methods_at,
 )
 from hyperrbp.hypergradients.settings import GradientSettings
-from hyperrbp.optimizers.adam import MethodSelector, AdamSettings, descend
+from hyperrbp.optimizers.adam import AdamSettings, MethodSelector, descend
 from hyperrbp.optimizers.auto_method import AutoMethod
 
 LENGTHS = (100, 500, 1000, 1500)

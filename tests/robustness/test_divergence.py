@@ -21,7 +21,7 @@ from torch.optim.optimizer import (
 )
 from typer.testing import CliRunner
 
-from hyperrbp import Averaging, GradientSettings, AdamSettings, descend, hypergradient, tune_recipe
+from hyperrbp import AdamSettings, Averaging, GradientSettings, descend, hypergradient, tune_recipe
 from hyperrbp.cli import app as cli
 from hyperrbp.config.recipe import Recipe, parse
 from hyperrbp.exceptions import DivergedError

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import small_training_run
 
-from hyperrbp import Averaging, GradientSettings, AdamSettings, descend, hypergradient
+from hyperrbp import AdamSettings, Averaging, GradientSettings, descend, hypergradient
 from hyperrbp.hypergradients import METHODS, method_class
 from hyperrbp.hypergradients.implicit import ImplicitMethod
 from hyperrbp.runtime.metering import LiveBytes, PhaseMeter, SavedBytes
