@@ -17,7 +17,7 @@ from hyperrbp.data.builtin import SOURCES, DataSet, load
 from hyperrbp.exceptions import DataError
 from hyperrbp.problems.losses import AUTO, LOSSES
 from hyperrbp.problems.networks import Shape, wanted_inputs
-from hyperrbp.problems.training.objective import Loss
+from hyperrbp.problems.training.objective import LossFunction
 from hyperrbp.runtime import user_code
 
 _CLASSES = 10**6
@@ -35,7 +35,7 @@ class Examples:
     """Of an input: the number of features if it is flat."""
     outputs: int
     """How many numbers the network is to make of one."""
-    loss: Loss
+    loss: LossFunction
     loss_name: str
     """As in the recipe, and what ``auto`` has become."""
     digest: str | None

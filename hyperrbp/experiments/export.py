@@ -234,9 +234,9 @@ def sgd_settings(
 
     The update of Maclaurin et al. (2015) is that optimizer with lr = α(1 − β) and momentum β.
     """
-    from hyperrbp.problems.training.run import UPDATES
+    from hyperrbp.problems.training.update_rules import UPDATE_RULES
 
-    effective = UPDATES[update].effective_rate
+    effective = UPDATE_RULES[update].effective_rate
     return {
         name: {
             "lr": effective(rate, momenta[name]),

@@ -580,7 +580,10 @@ def test_a_state_that_is_none_is_refused():
 
 
 def test_the_names_and_options_are_read_without_numerics():
-    script = "import sys, hyperrbp.problems.penalties as p; p.PENALTIES['columns'](); print(*sys.modules)"
+    script = (
+        "import sys, hyperrbp.problems.penalties as p;"
+        " p.PENALTIES['columns'](); print(*sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     modules = done.stdout.split()
     assert "hyperrbp.problems.penalties" in modules, done.stderr

@@ -13,7 +13,8 @@ from torch.nn.functional import cross_entropy
 from hyperrbp.data.batches import Batch, ListedBatches, ShuffledBatches
 from hyperrbp.exceptions import DivergedError, UsageError
 from hyperrbp.optimizers.adam import AdamSettings, descend
-from hyperrbp.problems.training.run import UPDATES, TrainingRun
+from hyperrbp.problems.training.run import TrainingRun
+from hyperrbp.problems.training.update_rules import UPDATE_RULES
 
 
 def model_of(problem: TrainingRun, h: torch.Tensor, hidden: int = 6) -> nn.Module:
@@ -44,7 +45,7 @@ def test_one_update_by_hand():
     torch.testing.assert_close(problem.step(h, theta, problem.input(0)), expected)
 
 
-@pytest.mark.parametrize("update", sorted(UPDATES))
+@pytest.mark.parametrize("update", sorted(UPDATE_RULES))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_fast_run_is_the_step_again_and_again(update, dtype):
     problem, theta = small_training_run(steps=30, update=update)

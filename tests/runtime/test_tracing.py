@@ -103,8 +103,8 @@ def trace(problem: TrainingRun, theta: torch.Tensor) -> None:
     problem.run(theta, 0, problem.steps, problem.initial_state())
     hypergradient(problem, theta, "neumann", trunc=TRACE_AFTER + 1)
     hypergradient(problem, theta, "bptt", options={"keep": "states"})
-    lines = problem.objective._gradient_line, problem.objective._hessian_line
-    for line in (*lines, problem.objective._curvature_line):
+    functions = problem.objective.traced_functions
+    for line in (functions[name] for name in ("gradient", "hessian_product", "curvature")):
         assert line.traced
         assert line.refusal is None
 
@@ -127,7 +127,7 @@ def test_a_training_run_and_its_gradients_keep_their_bits(update):
 
     eager, theta = small_training_run(steps=20, update=update)
     before = gradients(eager, theta)
-    assert not eager.objective._hessian_line.traced
+    assert not eager.objective.traced_functions["hessian_product"].traced
     traced, theta = small_training_run(steps=TRACE_AFTER + 20, update=update)
     trace(traced, theta)
     traced.steps = 20
@@ -173,8 +173,9 @@ def test_products_without_a_graph_are_those_of_the_linearization(model, loss, of
     for _ in range(TRACE_AFTER + 2 if often else 1):
         transposed = problem.transposed_at(h, theta)(x, u)
         along_h, along_theta = problem.pullback_at(theta)(h, x, u)
-    assert problem.objective._curvature_line.traced == often
-    assert problem.objective._curvature_line.refusal is None
+    curvature = problem.objective.traced_functions["curvature"]
+    assert curvature.traced == often
+    assert curvature.refusal is None
     torch.testing.assert_close(transposed, truth.transposed(u), rtol=1e-12, atol=1e-15)
     torch.testing.assert_close(along_h, truth.transposed(u), rtol=1e-12, atol=1e-15)
     torch.testing.assert_close(along_theta, truth.theta_transposed(u), rtol=1e-11, atol=1e-15)

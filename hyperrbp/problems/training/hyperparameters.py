@@ -1,4 +1,4 @@
-"""θ of a training run: which hyperparameters are in it, for which part of the network and the run.
+"""The hyperparameters of a training run, and their place in the vector θ.
 
 θ is one flat vector of unconstrained numbers, kind after kind in the order of KINDS. Within a kind
 it goes segment by segment, and within a segment part by part (tensors, layers, weights, examples).
@@ -18,34 +18,36 @@ from hyperrbp.exceptions import UsageError
 
 
 @dataclass(frozen=True)
-class Kind:
-    """A kind of hyperparameter, and how its unconstrained number becomes one of its own units."""
+class HyperparameterKind:
+    """A kind of hyperparameter, and how its unconstrained number becomes one in natural units."""
 
     natural: Callable[[Tensor], Tensor]
     unconstrained: Callable[[Tensor], Tensor]
-    slope: Callable[[Tensor], Tensor]
+    derivative: Callable[[Tensor], Tensor]
     """The derivative of ``natural``, from the natural value."""
     limits: tuple[float, float]
-    """Its natural values lie strictly between."""
+    """The bounds that its natural values lie strictly between."""
     default: float
-    """Where it is fixed, or starts, if nothing else is said."""
+    """Its natural value where none is given, fixed or initial."""
     transient: bool = False
     """Whether it changes how a steady state is reached, but not where it is."""
 
 
-def _log(default: float, transient: bool = False) -> Kind:
-    return Kind(torch.exp, torch.log, lambda x: x, (0.0, math.inf), default, transient)
+def _log(default: float, transient: bool = False) -> HyperparameterKind:
+    return HyperparameterKind(
+        torch.exp, torch.log, lambda x: x, (0.0, math.inf), default, transient
+    )
 
 
-KINDS: dict[str, Kind] = {
+KINDS: dict[str, HyperparameterKind] = {
     "learning_rate": _log(math.exp(-1), transient=True),
-    "momentum": Kind(
+    "momentum": HyperparameterKind(
         torch.sigmoid, torch.logit, lambda x: x * (1 - x), (0.0, 1.0), 0.5, transient=True
     ),
     "weight_decay": _log(0.0),
     "init_scale": _log(1.0, transient=True),
     # Twice a sigmoid: at its start, 1, the loss is the plain mean.
-    "example_weight": Kind(
+    "example_weight": HyperparameterKind(
         lambda x: 2 * x.sigmoid(),
         lambda x: (x / 2).logit(),
         lambda x: x * (1 - x / 2),
@@ -53,22 +55,22 @@ KINDS: dict[str, Kind] = {
         1.0,
     ),
 }
-"""All of them, in the order of θ."""
+"""All kinds by name, in the order of θ."""
 
 
 @dataclass(frozen=True)
 class Grain:
-    """For which parts a kind has values of its own."""
+    """The parts of the network and of the run for which a kind has values of its own."""
 
     by: str = "tensor"
     """``net``, ``layer``, ``tensor``, ``weight`` (weight decay) or ``example``."""
     segments: int = 1
-    """S equal stretches of the run."""
+    """S, the number of equal segments of the run."""
 
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """Which kinds are tuned, and at what the others are fixed (their default if not named)."""
+    """The kinds that are tuned, and the values of those fixed (their default if not named)."""
 
     tuned: Mapping[str, Grain] = field(
         default_factory=lambda: {"learning_rate": Grain(), "momentum": Grain()}
@@ -83,7 +85,7 @@ class Hyperparameters:
 
 
 class Layout:
-    """Where in θ everything stands, for one network and one training set.
+    """The place in θ of every hyperparameter, for one network and one training set.
 
     Args:
         hyperparameters: what is tuned.
@@ -104,7 +106,7 @@ class Layout:
     ) -> None:
         self.tensors, self.sizes = tuple(tensors), tuple(sizes)
         self.grains = {kind: of for kind in KINDS if (of := hyperparameters.tuned.get(kind))}
-        """By kind, in the order of θ; of those that are tuned."""
+        """By kind, the granularity of each that is tuned, in the order of θ."""
         self.fixed = {
             kind: float(hyperparameters.fixed.get(kind, KINDS[kind].default))
             for kind in KINDS
@@ -123,7 +125,7 @@ class Layout:
             stop = start + grain.segments * len(self.parts[kind])
             self.slices[kind], start = slice(start, stop), stop
         self.count = start
-        """p."""
+        """p, the number of entries of θ."""
 
     def _divided(self, by: str, examples: int) -> tuple[tuple[str, ...], list[int]]:
         if by == "example":
@@ -140,17 +142,20 @@ class Layout:
 
     @cached_property
     def segments(self) -> int:
-        """The least number of stretches in each of which nothing changes."""
+        """The least number of segments of the run within which no hyperparameter changes."""
         return math.lcm(*(grain.segments for grain in self.grains.values()))
 
     def block(self, theta: Tensor, kind: str, segment: int) -> Tensor:
-        """The unconstrained values of a tuned kind in a segment of :attr:`segments`."""
+        """Return the unconstrained values of a tuned kind in one of :attr:`segments`."""
         grain = self.grains[kind]
         at = segment % self.segments * grain.segments // self.segments
         return theta[self.slices[kind]].view(grain.segments, -1)[at]
 
     def by_tensor(self, theta: Tensor, kind: str, segment: int) -> list[Tensor]:
-        """Natural values for every tensor: shape (), or that many weights; with their graph."""
+        """Return a natural value for every tensor, with its graph.
+
+        Its shape is (), or that of the flat tensor where every weight has its own.
+        """
         if kind not in self.grains:
             value = theta.new_tensor(self.fixed[kind])
             return [value] * len(self.tensors)
@@ -160,8 +165,22 @@ class Layout:
         each = natural.unbind()
         return [each[part] for part in self._member[kind]]
 
+    def by_weight(self, theta: Tensor, kind: str, segment: int) -> Tensor:
+        """Return a natural value for every weight of the network, shape (N,), with its graph."""
+        # Expanding and joining has a deterministic backward pass on every device; indexing has not.
+        values = self.by_tensor(theta, kind, segment)
+        return torch.cat(
+            [value.expand(size) for value, size in zip(values, self.sizes, strict=True)]
+        )
+
+    def example_weights(self, theta: Tensor) -> Tensor | None:
+        """Return natural weights of all training examples, with their graph; None if not tuned."""
+        if "example_weight" not in self.grains:
+            return None
+        return KINDS["example_weight"].natural(self.block(theta, "example_weight", 0))
+
     def rows(self, kind: str, segment: int) -> list[tuple[int, list[int]]]:
-        """The entries of θ that act in a segment, each with the tensors that it acts on."""
+        """Return the entries of θ that act in a segment, each with the tensors that it acts on."""
         grain, member = self.grains[kind], self._member[kind]
         at = segment % self.segments * grain.segments // self.segments
         start = self.slices[kind].start + at * len(self.parts[kind])
@@ -183,13 +202,13 @@ class Layout:
             for part, value in zip(member, each.unbind(), strict=True):
                 block[part] += value
 
-    def slopes(self, theta: Tensor) -> Tensor:
-        """The derivative of every natural value by its entry of θ, shape (p,)."""
+    def derivatives(self, theta: Tensor) -> Tensor:
+        """Return the derivative of every natural value by its entry of θ, shape (p,)."""
         natural = self.natural(theta)
-        return torch.cat([KINDS[kind].slope(natural[at]) for kind, at in self.slices.items()])
+        return torch.cat([KINDS[kind].derivative(natural[at]) for kind, at in self.slices.items()])
 
     def across_segments(self) -> list[int]:
-        """For each entry of θ, a number that it shares with those of the same part and kind."""
+        """Number the entries of θ so that those of one part and kind share a number."""
         numbers: list[int] = []
         start = 0
         for kind, grain in self.grains.items():
@@ -198,17 +217,17 @@ class Layout:
             start += parts
         return numbers
 
-    # --- for a reader -----------------------------------------------------------------------------
+    # --- names and natural units ------------------------------------------------------------------
 
     def names(self, kind: str) -> list[str]:
-        """What the entries of a kind are called, in the order of θ."""
+        """Return the names of the entries of a kind, in the order of θ."""
         grain = self.grains[kind]
         if grain.segments == 1:
             return list(self.parts[kind])
         return [f"{part}.s{s + 1}" for s in range(grain.segments) for part in self.parts[kind]]
 
     def by_name(self, values: Tensor) -> dict[str, dict[str, float]]:
-        """Values in the order of θ, shape (p,), as ``{kind: {name: value}}``."""
+        """Return values in the order of θ, shape (p,), as ``{kind: {name: value}}``."""
         values = values.detach()
         return {
             kind: dict(zip(self.names(kind), values[at].tolist(), strict=True))
@@ -216,12 +235,12 @@ class Layout:
         }
 
     def natural(self, theta: Tensor) -> Tensor:
-        """θ in natural units, shape (p,)."""
+        """Return θ in natural units, shape (p,)."""
         theta = theta.detach()
         return torch.cat([KINDS[kind].natural(theta[at]) for kind, at in self.slices.items()])
 
     def uniform(self, values: Mapping[str, float], like: Tensor) -> Tensor:
-        """θ with one natural value a kind, everywhere; kinds not named have their default.
+        """Return θ with one natural value for each kind; kinds not named have their default.
 
         Raises:
             UsageError: for a value outside the limits of its kind, or too near them to be held.
@@ -242,7 +261,7 @@ class Layout:
         return theta
 
     def named(self, hyperparameters: Mapping[str, Mapping[str, float]], like: Tensor) -> Tensor:
-        """θ with these values, as :meth:`by_name` gives them in natural units.
+        """Return θ with these values, as :meth:`by_name` gives them in natural units.
 
         Raises:
             UsageError: if they are not those of this run, or out of their limits.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +12,11 @@ from torch.func import functional_call
 
 from hyperrbp.exceptions import UsageError, one_line, speaks_for_itself
 from hyperrbp.problems.training.hidden_state import refuse_hidden_state
+from hyperrbp.problems.training.terms import Terms
 from hyperrbp.runtime.tracing import TracedFunction
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+LossFunction = Callable[[Tensor, Tensor], Tensor]
 """(outputs, targets) → the loss of every example, shape (B,), or their mean, shape ()."""
-
-Terms = Sequence[Tensor]
-"""(inputs, targets), or (inputs, targets, weights) with a weight for every example."""
 
 
 class Objective:
@@ -31,7 +29,7 @@ class Objective:
         UsageError: for a module without parameters, or with a state that is not among them.
     """
 
-    def __init__(self, model: nn.Module, loss: Loss) -> None:
+    def __init__(self, model: nn.Module, loss: LossFunction) -> None:
         refuse_hidden_state(model)
         named = dict(model.named_parameters())
         if not named:
@@ -40,14 +38,16 @@ class Objective:
         """The names of the parameter tensors."""
         self.shapes = [tensor.shape for tensor in named.values()]
         self.sizes = [tensor.numel() for tensor in named.values()]
+        self.weights = sum(self.sizes)
+        """N, the number of weights."""
         self._model, self._loss = model, loss
         # What is done once a training step or once a product, without the price of autograd.
-        self._gradient_line = TracedFunction(self._gradient_of)
-        self._hessian_line = TracedFunction(
+        self._traced_gradient = TracedFunction(self._gradient_of)
+        self._traced_hessian_product = TracedFunction(
             lambda *tensors: self._curvature_of(*tensors)[len(named) :]
         )
-        self._curvature_line = TracedFunction(self._curvature_of)
-        self._examples_line = TracedFunction(self._examples_of)
+        self._traced_curvature = TracedFunction(self._curvature_of)
+        self._traced_example_products = TracedFunction(self._examples_of)
 
     def in_precision(self, dtype: torch.dtype) -> Objective:
         """The same function in another floating-point format."""
@@ -63,6 +63,21 @@ class Objective:
             piece.view(shape)
             for piece, shape in zip(torch.split(w, self.sizes), self.shapes, strict=True)
         ]
+
+    @property
+    def traced_functions(self) -> Mapping[str, TracedFunction]:
+        """The functions that are traced once they have been called often, by name."""
+        return {
+            "gradient": self._traced_gradient,
+            "hessian_product": self._traced_hessian_product,
+            "curvature": self._traced_curvature,
+            "example_products": self._traced_example_products,
+        }
+
+    def state_pieces(self, h: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Return views of the two halves of a state, weights and velocities, or of an adjoint."""
+        w, v = torch.split(h, self.weights)
+        return self.pieces(w), self.pieces(v)
 
     def outputs(self, parameters: Sequence[Tensor], inputs: Tensor) -> Tensor:
         """What the module makes of the inputs."""
@@ -105,7 +120,7 @@ class Objective:
         self, parameters: Sequence[Tensor], direction: Sequence[Tensor], x: Terms
     ) -> Tensor:
         """⟨∇ℓ_i, d⟩ for the loss ℓ_i of every example, shape (B,); d in pieces."""
-        return self._examples_line(*parameters, *direction, *x[:2])[0]
+        return self._traced_example_products(*parameters, *direction, *x[:2])[0]
 
     def differentiable_gradient(self, w: Tensor, x: Terms) -> Tensor:
         """∇L at w, shape (N,), with a graph that leads to w."""
@@ -114,19 +129,19 @@ class Objective:
 
     def gradient(self, parameters: Sequence[Tensor], x: Terms) -> Sequence[Tensor]:
         """∇L in pieces, from the pieces of w; new tensors without graphs."""
-        return self._gradient_line(*parameters, *x)
+        return self._traced_gradient(*parameters, *x)
 
     def hessian_product(
         self, parameters: Sequence[Tensor], direction: Sequence[Tensor], x: Terms
     ) -> Sequence[Tensor]:
         """H d with H = ∇²L in pieces, for d in pieces; new tensors without graphs."""
-        return self._hessian_line(*parameters, *direction, *x)
+        return self._traced_hessian_product(*parameters, *direction, *x)
 
     def curvature(
         self, parameters: Sequence[Tensor], direction: Sequence[Tensor], x: Terms
     ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         """(∇L, H d) in pieces, for d in pieces; new tensors without graphs."""
-        both = self._curvature_line(*parameters, *direction, *x)
+        both = self._traced_curvature(*parameters, *direction, *x)
         return both[: len(parameters)], both[len(parameters) :]
 
     def hessian_products(self, w: Tensor, directions: Tensor, x: Terms) -> tuple[Tensor, Tensor]:
@@ -152,11 +167,11 @@ class Objective:
         return flat(g).detach(), torch.cat([piece.flatten(1) for piece in curved], 1)
 
     def trace(self, w: Tensor, x: Terms) -> None:
-        """Make the straight-line programs for batches like x now."""
+        """Trace now the products with minibatches like x, which are asked for at every step."""
         parameters = self.pieces(w)
-        self._gradient_line.trace(*parameters, *x)
-        for line in (self._hessian_line, self._curvature_line):
-            line.trace(*parameters, *parameters, *x)
+        self._traced_gradient.trace(*parameters, *x)
+        for function in (self._traced_hessian_product, self._traced_curvature):
+            function.trace(*parameters, *parameters, *x)
 
     def mean_gradient(
         self, w: Tensor, chunks: Iterable[tuple[float, Terms]]
@@ -198,7 +213,8 @@ class Objective:
         return [piece.detach() for piece in (*g, *curved)]
 
     def _examples_of(self, *tensors: Tensor) -> Sequence[Tensor]:
-        # Their weighted sum is linear in the weights: its slope along d, differentiated by them.
+        # The weighted sum of the losses is linear in the weights of the examples: its derivative
+        # along d, differentiated by a weight, is the product of that example.
         count = len(self.tensors)
         leaves = [piece.detach().requires_grad_() for piece in tensors[:count]]
         inputs, targets = tensors[2 * count :]
@@ -222,5 +238,5 @@ class Objective:
 
 
 def flat(pieces: Sequence[Tensor]) -> Tensor:
-    """All pieces in one vector."""
+    """Join pieces into one vector, shape (N,)."""
     return torch.cat([piece.reshape(-1) for piece in pieces])
