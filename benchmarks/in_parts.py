@@ -8,14 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hyperrbp.experiments.checkpoint import finite, write_atomically
+from hyperrbp.runtime.documents import finite_or_null
+from hyperrbp.runtime.files import write_atomically
 
 
 def kept(file: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What a file holds, made first if it is not there."""
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, json.dumps(finite(make()), indent=1) + "\n")
+        write_atomically(file, json.dumps(finite_or_null(make()), indent=1) + "\n")
     return json.loads(file.read_text(encoding="utf-8"))
 
 

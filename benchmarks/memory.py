@@ -18,8 +18,8 @@ from statistics import median, quantiles
 import torch
 
 from hyperrbp import Hopfield, steady_state
-from hyperrbp.experiments.checkpoint import write_atomically
 from hyperrbp.reporting.terminal import human_bytes
+from hyperrbp.runtime.files import write_atomically
 from hyperrbp.runtime.metering import LiveBytes
 
 IMAGES, TRUNC, UPDATES = 10, 20, 50

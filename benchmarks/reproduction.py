@@ -11,8 +11,8 @@ import json
 import shutil
 from pathlib import Path
 
-from hyperrbp.experiments.checkpoint import write_atomically
 from hyperrbp.paper import ARTIFACTS
+from hyperrbp.runtime.files import write_atomically
 
 PICTURES = ("figure1", "figureA1", "figure4")
 HELD = {True: "held", False: "did not hold", None: "not said"}

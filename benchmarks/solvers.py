@@ -19,7 +19,6 @@ import matplotlib
 import torch
 from torch import Tensor
 
-from hyperrbp.experiments.checkpoint import write_atomically
 from hyperrbp.hypergradients.anderson import Anderson
 from hyperrbp.hypergradients.cg import ConjugateGradient
 from hyperrbp.hypergradients.gmres import Gmres
@@ -29,6 +28,7 @@ from hyperrbp.hypergradients.neumann import Neumann
 from hyperrbp.hypergradients.rbp import Rbp
 from hyperrbp.reporting.figures import save
 from hyperrbp.reporting.reproduction import COLOURS
+from hyperrbp.runtime.files import write_atomically
 
 N = 120
 CASES = [(condition, dtype) for condition in (1e4, 1e6) for dtype in (torch.float32, torch.float64)]

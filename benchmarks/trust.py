@@ -27,7 +27,6 @@ from in_parts import kept
 from hyperrbp.config import presets as presets
 from hyperrbp.config.recipe import read
 from hyperrbp.exceptions import DivergedError, UsageError
-from hyperrbp.experiments.checkpoint import write_atomically
 from hyperrbp.experiments.experiment import Experiment
 from hyperrbp.hypergradients import Averaging
 from hyperrbp.hypergradients.agreement import agreement
@@ -42,6 +41,7 @@ from hyperrbp.hypergradients.method_selection import (
 from hyperrbp.hypergradients.settings import GradientSettings
 from hyperrbp.optimizers.adam import AdamSettings, MethodSelector, descend
 from hyperrbp.optimizers.auto_method import AutoMethod
+from hyperrbp.runtime.files import write_atomically
 
 LENGTHS = (100, 500, 1000, 1500)
 TRUNCS = (10, 50, 100)

@@ -14,7 +14,6 @@ from typing import Any, get_args
 
 from hyperrbp.config.recipe import OptimizerName, Recipe, contradictions
 from hyperrbp.exceptions import HyperrbpError, MemoryExhaustedError, UsageError
-from hyperrbp.experiments import checkpoint
 from hyperrbp.experiments.optimizer_runs import (
     OPTIMIZER_RUNS,
     OURS,
@@ -25,6 +24,7 @@ from hyperrbp.experiments.optimizer_runs import (
     with_optimizer,
 )
 from hyperrbp.runtime.callbacks import Audience
+from hyperrbp.runtime.documents import finite_or_null
 from hyperrbp.runtime.subprocesses import call
 
 REFERENCE = "random"
@@ -76,7 +76,7 @@ def benchmark(
         for name in rotated(names, n):
             audience.begins(f"{name}, seed {n + 1} of {seeds}")
             run = _run(seeded, data_root, name, budget, audience)
-            runs.append({"optimizer": name, "seed": seeded.seed, **checkpoint.finite(run)})
+            runs.append({"optimizer": name, "seed": seeded.seed, **finite_or_null(run)})
             audience.spent(budget - min(run["seconds"], budget) + around)
     rows = table(names, runs, budget)
     return {
@@ -84,9 +84,9 @@ def benchmark(
         "seeds": [recipe.seed + n for n in range(seeds)],
         "ours": OURS,
         "reference": REFERENCE if REFERENCE in names else None,
-        **checkpoint.finite(common),
+        **finite_or_null(common),
         "verdict": verdict(rows, budget),
-        "rows": [checkpoint.finite(row) for row in rows],
+        "rows": [finite_or_null(row) for row in rows],
         "curves": {name: _points(of_optimizer(runs, name), budget) for name in names},
         "runs": runs,
     }
@@ -283,4 +283,4 @@ def _points(runs: Sequence[Mapping[str, Any]], budget: float) -> list[dict[str, 
     """Best so far over the seeds, as JSON has it."""
     keys = ("seconds", "median", "least", "largest")
     points = envelope([run["curve"] for run in runs], budget)
-    return [checkpoint.finite(dict(zip(keys, point, strict=True))) for point in points]
+    return [finite_or_null(dict(zip(keys, point, strict=True))) for point in points]

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from hyperrbp.config.recipe import Recipe
-from hyperrbp.experiments import checkpoint
 from hyperrbp.experiments.experiment import Experiment
 from hyperrbp.hypergradients.diagnostics.examination import Examination, Scope, examine
 from hyperrbp.hypergradients.diagnostics.verdict import Verdict
@@ -21,6 +20,7 @@ from hyperrbp.hypergradients.method_selection import (
     truncations_at,
 )
 from hyperrbp.runtime.callbacks import Audience
+from hyperrbp.runtime.documents import finite_or_null
 
 
 def check_recipe(
@@ -66,7 +66,7 @@ def check_recipe(
         "environment": experiment.environment(),
         "seconds": time.perf_counter() - started,
     }
-    return dict(checkpoint.finite(document))
+    return dict(finite_or_null(document))
 
 
 def _recommended(found: Examination, recipe: Recipe, audience: Audience) -> dict[str, Any]:

@@ -1,59 +1,24 @@
-"""Files that are whole or absent, and that know whether they are damaged."""
+"""The format of a checkpoint: JSON with its digest, and tensors in a safetensors file beside it.
+
+Two are kept, the newest and the one before it: a checkpoint is whole, or known to be damaged.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
-import math
-import os
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hyperrbp.exceptions import CheckpointError, StorageError
+from hyperrbp.runtime import files
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 log = logging.getLogger(__name__)
-
-
-def write_atomically(path: Path, content: str | bytes, keep: Path | None = None) -> None:
-    """Replace the file at once: a reader, or a crash, sees the old content or the new.
-
-    Args:
-        path: the file.
-        content: its new content.
-        keep: where the old file goes; between the two moves it is only there.
-
-    Raises:
-        StorageError: if it cannot be written; the old content then stands.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        try:
-            with temporary.open("wb") as file:
-                file.write(content.encode() if isinstance(content, str) else content)
-                file.flush()
-                os.fsync(file.fileno())
-            if keep is not None and path.exists():
-                path.replace(keep)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        raise StorageError(f"{path} could not be written: {error.strerror or error}") from error
-
-
-def leftovers(folder: Path) -> list[Path]:
-    """Temporary files of writers that were killed."""
-    return list(folder.glob(".*.tmp"))
 
 
 def previous(path: Path) -> Path:
@@ -79,11 +44,11 @@ def save(path: Path, content: dict[str, Any], tensors: dict[str, Tensor] | None 
         packed = packed_tensors(tensors)
         digest = _digest(packed)
         beside = path.with_name(f"{path.stem}-{digest[:16]}.safetensors")
-        write_atomically(beside, packed)
+        files.write_atomically(beside, packed)
         content = content | {"tensors": {"file": beside.name, "sha256": digest}}
     body = json.dumps(content, allow_nan=False)
     whole = json.dumps({"sha256": _digest(body), "content": body}) + "\n"
-    write_atomically(path, whole, keep=previous(path))
+    files.write_atomically(path, whole, keep=previous(path))
     if tensors is not None:
         with suppress(OSError, CheckpointError):  # it stands; the next one sweeps again
             used = {beside, _tensors_of(previous(path))}
@@ -193,15 +158,6 @@ def _unpacked(packed: bytes, path: Path) -> dict[str, Tensor]:
         return unpacked(packed)
     except (SafetensorError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
-
-
-def finite(value: Any) -> Any:
-    """The same with null for every number that JSON does not know."""
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _digest(content: str | bytes) -> str:

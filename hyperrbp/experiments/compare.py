@@ -15,12 +15,12 @@ from typing import Any
 from hyperrbp.config.recipe import Recipe, contradictions
 from hyperrbp.config.strict_yaml import dotted
 from hyperrbp.exceptions import HyperrbpError, MemoryExhaustedError, UsageError
-from hyperrbp.experiments import checkpoint
 from hyperrbp.experiments.method_specs import BASELINE, MethodSpec, parsed
 from hyperrbp.hypergradients.agreement import by_kind, overall
 from hyperrbp.hypergradients.diagnostics.verdict import Evidence, judge
 from hyperrbp.hypergradients.method import Status
 from hyperrbp.runtime.callbacks import Audience
+from hyperrbp.runtime.documents import finite_or_null
 from hyperrbp.runtime.subprocesses import call
 
 EXACT = "bptt:keep=checkpoints"
@@ -111,7 +111,7 @@ def compare(
         },
         "environment": plan["environment"] | {"repeats": repeats},
         "recipe": plan["recipe"],
-        "rows": [checkpoint.finite(row) for row in rows.values()],
+        "rows": [finite_or_null(row) for row in rows.values()],
     }
 
 

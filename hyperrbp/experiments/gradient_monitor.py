@@ -6,7 +6,6 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hyperrbp.experiments.checkpoint import finite
 from hyperrbp.experiments.experiment import Experiment
 from hyperrbp.experiments.summary_statistics import summarized_nested
 from hyperrbp.hypergradients import Hypergradient
@@ -16,6 +15,7 @@ from hyperrbp.hypergradients.diagnostics.noise import noise
 from hyperrbp.hypergradients.diagnostics.series import growth_rate
 from hyperrbp.hypergradients.diagnostics.verdict import Evidence, Verdict, judge
 from hyperrbp.optimizers.base import Evaluation
+from hyperrbp.runtime.documents import finite_or_null
 
 
 class GradientMonitor:
@@ -40,7 +40,7 @@ class GradientMonitor:
         found = step.hypergradient
         if found is None:
             return
-        record["diagnostics"] = finite(cheap_diagnostics(step, found))
+        record["diagnostics"] = finite_or_null(cheap_diagnostics(step, found))
         verdict = cheap_verdict(found)
         if self._every and step.meta_step % self._every == 0:
             clock = time.perf_counter()
@@ -63,7 +63,7 @@ class GradientMonitor:
         )
         document = result.to_json()
         del document["series"]["gradients"], document["gradient"]  # figures of a page of its own
-        return result.verdict, summarized_nested(finite(document))
+        return result.verdict, summarized_nested(finite_or_null(document))
 
 
 def cheap_diagnostics(step: Evaluation, found: Hypergradient) -> dict[str, Any]:

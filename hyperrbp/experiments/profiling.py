@@ -11,8 +11,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from hyperrbp.exceptions import StorageError
-from hyperrbp.experiments.checkpoint import write_atomically
 from hyperrbp.experiments.experiment import Experiment
+from hyperrbp.runtime.files import write_atomically
 from hyperrbp.runtime.metering import LiveBytes, SavedBytes
 
 if TYPE_CHECKING:

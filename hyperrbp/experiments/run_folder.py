@@ -33,6 +33,7 @@ from hyperrbp.config.recipe import Recipe, read_any
 from hyperrbp.config.schema import AnyRecipe
 from hyperrbp.exceptions import CheckpointError, StorageError, UsageError
 from hyperrbp.experiments import checkpoint
+from hyperrbp.runtime import files
 from hyperrbp.runtime.locks import LOCK, held
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ class RunFolder:
         """
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"--out {self.path}: not a folder")
-        ours = {self.path / LOCK, *checkpoint.leftovers(self.path)}
+        ours = {self.path / LOCK, *files.leftovers(self.path)}
         if self.path.is_dir() and set(self.path.iterdir()) - ours:
             raise UsageError(
                 f"--out {self.path}: the folder is not empty; choose another, or go on with the run"
@@ -108,11 +109,11 @@ class RunFolder:
         """Make the folder and write the recipe into it; sweep up what a killed run left."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            for leftover in checkpoint.leftovers(self.path):
+            for leftover in files.leftovers(self.path):
                 leftover.unlink()
         except OSError as error:
             raise StorageError(f"{self.path}: {error.strerror or error}") from error
-        checkpoint.write_atomically(self.recipe_file, recipe.to_yaml())
+        files.write_atomically(self.recipe_file, recipe.to_yaml())
 
     def check_same(self, recipe: AnyRecipe) -> None:
         """Refuse to go on with another recipe than the one that the run began with.
@@ -222,13 +223,13 @@ class RunFolder:
     def forget_from(self, unit: str, number: int) -> None:
         """Drop the records from this number on, which will be taken again."""
         kept = [record for record in self.records() if record[unit] < number]
-        checkpoint.write_atomically(
+        files.write_atomically(
             self.records_file, "".join(json.dumps(record) + "\n" for record in kept)
         )
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """The answer, for machines."""
-        checkpoint.write_atomically(self.result_file, json.dumps(result, indent=2) + "\n")
+        files.write_atomically(self.result_file, json.dumps(result, indent=2) + "\n")
 
     def write_hyperparameters(
         self,
@@ -240,12 +241,12 @@ class RunFolder:
 
         ``tensors`` are those that the script reads, by the name of their file.
         """
-        checkpoint.write_atomically(
+        files.write_atomically(
             self.yaml_file, yaml.safe_dump(dict(hyperparameters), sort_keys=False)
         )
-        checkpoint.write_atomically(self.groups_file, parameter_groups)
+        files.write_atomically(self.groups_file, parameter_groups)
         for name, packed in tensors.items():
-            checkpoint.write_atomically(self.path / name, checkpoint.packed_tensors(packed))
+            files.write_atomically(self.path / name, checkpoint.packed_tensors(packed))
 
     def result(self) -> dict[str, Any]:
         """The answer of a finished run.

@@ -16,6 +16,8 @@ from hyperrbp.experiments.run_folder import RunFolder, default_folder, open_run
 from hyperrbp.experiments.trainers.base import Trainer
 from hyperrbp.experiments.trainers.equilibrium import NetworkTraining
 from hyperrbp.experiments.trainers.inner_run import InnerTraining
+from hyperrbp.runtime import files
+from hyperrbp.runtime.documents import finite_or_null
 from hyperrbp.runtime.metering import spent
 
 Record = Mapping[str, Any]
@@ -84,7 +86,7 @@ def _run(
         for observer in observers:
             observer.started(trainer, folder, earlier)
         while trainer.position <= trainer.last:
-            record = checkpoint.finite(trainer.advance())
+            record = finite_or_null(trainer.advance())
             for observer in observers:
                 observer.stepped(record)
             folder.append(record)
@@ -132,7 +134,7 @@ def _restored(trainer: Trainer, folder: RunFolder, inexact: bool) -> bool:
 
 def _finish(trainer: Trainer, folder: RunFolder, started: float, status: str) -> dict[str, Any]:
     weights = checkpoint.packed_tensors(trainer.weights())
-    checkpoint.write_atomically(folder.weights_file, weights)
+    files.write_atomically(folder.weights_file, weights)
     result: dict[str, Any] = {
         "status": status,
         "seed": trainer.recipe.seed,
@@ -145,6 +147,6 @@ def _finish(trainer: Trainer, folder: RunFolder, started: float, status: str) ->
         "inexact_resumes": folder.inexact_resumes,
         "environment": trainer.environment(),
     }
-    result = checkpoint.finite(result)
+    result = finite_or_null(result)
     folder.write_result(result)
     return result

@@ -13,7 +13,6 @@ import torch
 
 from hyperrbp.config.recipe import Recipe
 from hyperrbp.exceptions import CheckpointError, DivergedError
-from hyperrbp.experiments import checkpoint
 from hyperrbp.experiments.experiment import Experiment
 from hyperrbp.experiments.export import exported
 from hyperrbp.experiments.final_evaluation import evaluate_replicates
@@ -24,6 +23,7 @@ from hyperrbp.experiments.summary_statistics import NAMED_UP_TO, summarized
 from hyperrbp.optimizers.base import Evaluation, OptimizerState
 from hyperrbp.problems.training.run import TrainingRun
 from hyperrbp.runtime.callbacks import Report, Told
+from hyperrbp.runtime.documents import finite_or_null
 from hyperrbp.runtime.metering import measured, spent
 
 Record = Mapping[str, Any]
@@ -185,7 +185,7 @@ def to_record(step: Evaluation, state: OptimizerState | None = None) -> dict[str
         if back := [back for back in state.rollbacks if back["meta_step"] == step.meta_step]:
             record["rollbacks"] = back
     record["measured"] = measured(step.seconds, step.peak_bytes)
-    return dict(checkpoint.finite(record))
+    return dict(finite_or_null(record))
 
 
 def _finish(
@@ -233,7 +233,7 @@ def _finish(
     thetas = {"tuned": state.best_theta, "untuned": experiment.theta}
     if (test := evaluate_replicates(experiment, thetas, told)) is not None:
         result["test"] = test
-    result = checkpoint.finite(result)  # a rate that overflows is none
+    result = finite_or_null(result)  # a rate that overflows is none
     folder.write_result(result)
     code, tensors = exported(
         problem.layout, state.best_theta, result, recipe, rows=experiment.train_rows

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hyperrbp.exceptions import StorageError
+from hyperrbp.runtime import files
+from hyperrbp.runtime.documents import finite_or_null
 
 if TYPE_CHECKING:
     from hyperrbp.paper.artifact import Artifact, Finding, Plan
@@ -124,10 +126,9 @@ def _not_run(a: Artifact, plan: Plan, outcomes: Mapping[str, Outcome]) -> Findin
 def _written(a: Artifact, plan: Plan, finding: Finding, out: Path) -> dict[str, Any]:
     import torch
 
-    from hyperrbp.experiments import checkpoint
     from hyperrbp.experiments.experiment import choose_device, environment
 
-    document = checkpoint.finite(
+    document = finite_or_null(
         {
             "artifact": a.name,
             "title": a.title,
@@ -142,11 +143,11 @@ def _written(a: Artifact, plan: Plan, finding: Finding, out: Path) -> dict[str, 
             "environment": environment(torch.device(choose_device(plan.device))),
         }
     )
-    checkpoint.write_atomically(out / f"{a.name}.json", json.dumps(document, indent=2) + "\n")
+    files.write_atomically(out / f"{a.name}.json", json.dumps(document, indent=2) + "\n")
     keys = list(dict.fromkeys(key for row in finding.rows for key in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, keys, restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(finding.rows)
-    checkpoint.write_atomically(out / f"{a.name}.csv", text.getvalue())
+    files.write_atomically(out / f"{a.name}.csv", text.getvalue())
     return dict(document)

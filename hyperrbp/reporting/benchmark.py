@@ -16,8 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from hyperrbp.config.recipe import Recipe
-from hyperrbp.experiments.checkpoint import write_atomically
 from hyperrbp.reporting.comparison import comma_separated
+from hyperrbp.runtime.files import write_atomically
 
 Row = Mapping[str, Any]
 Column = tuple[str, Callable[[Row], str]]

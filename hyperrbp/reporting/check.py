@@ -14,8 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from hyperrbp.exceptions import StorageError
-from hyperrbp.experiments.checkpoint import write_atomically
 from hyperrbp.reporting.terminal import ROWS, duration, number, words
+from hyperrbp.runtime.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

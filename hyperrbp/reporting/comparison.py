@@ -17,9 +17,9 @@ from rich.text import Text
 
 from hyperrbp.config.recipe import Recipe
 from hyperrbp.exceptions import StorageError
-from hyperrbp.experiments.checkpoint import write_atomically
 from hyperrbp.reporting.terminal import duration, human_bytes, words
 from hyperrbp.runtime.callbacks import Audience
+from hyperrbp.runtime.files import write_atomically
 
 Row = Mapping[str, Any]
 Column = tuple[str, Callable[[Row], str]]

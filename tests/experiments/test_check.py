@@ -12,7 +12,6 @@ from test_app import TINY, run
 
 from hyperrbp.config.recipe import parse
 from hyperrbp.exceptions import EXIT_CODES, NOT_TRUSTED
-from hyperrbp.experiments import checkpoint
 from hyperrbp.experiments.tune import tune_recipe
 from hyperrbp.hypergradients import Averaging, hypergradient
 from hyperrbp.hypergradients.diagnostics.examination import examine
@@ -22,6 +21,7 @@ from hyperrbp.hypergradients.settings import GradientSettings
 from hyperrbp.optimizers.adam import AdamSettings, AdamState, descend
 from hyperrbp.optimizers.auto_method import EVERY, AutoMethod
 from hyperrbp.reporting.check import page
+from hyperrbp.runtime.documents import finite_or_null
 from hyperrbp.runtime.metering import LiveBytes, SavedBytes
 
 
@@ -180,7 +180,7 @@ def test_the_same_seed_gives_the_same_answer():
     one, two = (examine(problem, theta, settings, seed=5).to_json() for _ in range(2))
     assert one == two
     assert torch.equal(before, torch.get_rng_state())
-    json.dumps(checkpoint.finite(one), allow_nan=False)
+    json.dumps(finite_or_null(one), allow_nan=False)
 
 
 def test_an_implicit_gradient_needs_no_run_of_its_own():

@@ -32,6 +32,7 @@ from hyperrbp.hypergradients.implicit_layer import Diagnosis
 from hyperrbp.problems.hopfield import Hopfield
 from hyperrbp.problems.penalties import PENALTIES
 from hyperrbp.problems.training.run import TrainingRun
+from hyperrbp.runtime import files
 
 MEMORY = """
 name: memory
@@ -327,7 +328,7 @@ def test_a_run_stopped_while_it_saves_goes_on_to_the_same_bits(tmp_path, monkeyp
     changes = {} if kind == "memory" else {"inner__steps": 24}
     train_recipe(recipe(kind, **changes), tmp_path / "whole")
     expected = outcome(tmp_path / "whole")
-    real = checkpoint.write_atomically
+    real = files.write_atomically
     for number in (1, 2) if kind == "inner" else (2,):
         seen = {"tensors": 0, "json": 0}
 
@@ -345,10 +346,10 @@ def test_a_run_stopped_while_it_saves_goes_on_to_the_same_bits(tmp_path, monkeyp
             return None
 
         folder = tmp_path / f"stopped{number}"
-        monkeypatch.setattr(checkpoint, "write_atomically", stopping)
+        monkeypatch.setattr(files, "write_atomically", stopping)
         with pytest.raises(KeyboardInterrupt):
             train_recipe(recipe(kind, **changes), folder)
-        monkeypatch.setattr(checkpoint, "write_atomically", real)
+        monkeypatch.setattr(files, "write_atomically", real)
         train_recipe(recipe(kind, **changes), folder, resume=True)
         assert outcome(folder) == expected
         assert len(list(folder.glob("checkpoint-*.safetensors"))) == 2  # and the one before

@@ -21,12 +21,12 @@ from hyperrbp.cli import app as cli
 from hyperrbp.config.recipe import Recipe, parse_any
 from hyperrbp.data.citation_networks import NETWORKS, CitationGraph
 from hyperrbp.exceptions import DataError, DivergedError, UsageError
-from hyperrbp.experiments import checkpoint
 from hyperrbp.experiments.run_folder import RunFolder
 from hyperrbp.paper import ARTIFACTS, Audience, citation, find, memory, reproduce, tuning
 from hyperrbp.paper.artifact import Plan, mean_and_deviation, plus_minus
 from hyperrbp.paper.published import METHODS, TABLE2, TABLE3
 from hyperrbp.paper.run_specs import CompareSpec, Outcome, TrainSpec, TuneSpec, Watch
+from hyperrbp.runtime import files
 
 QUICK = Plan(quick=True, seeds=1, device="cpu")
 SMALL = {
@@ -860,12 +860,12 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 
 def test_documents_are_written_whole(small, monkeypatch):
     written = []
-    real = checkpoint.write_atomically
+    real = files.write_atomically
 
     def watched(path, content):
         written.append(path.name)
         real(path, content)
 
-    monkeypatch.setattr(checkpoint, "write_atomically", watched)
+    monkeypatch.setattr(files, "write_atomically", watched)
     reproduction.reproduce(["tableA1"], QUICK, small / "out")
     assert {"tableA1.json", "tableA1.csv"} <= set(written)

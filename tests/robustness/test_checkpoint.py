@@ -28,6 +28,7 @@ from hyperrbp.experiments import checkpoint
 from hyperrbp.experiments.run_folder import RunFolder
 from hyperrbp.experiments.train import train_recipe
 from hyperrbp.experiments.tune import tune_recipe
+from hyperrbp.runtime import files
 
 TUNE = """
 name: tiny
@@ -218,7 +219,7 @@ def test_a_save_stopped_at_any_call_leaves_the_old_or_the_new(
         assert which(file, with_tensors) == 4
         file.unlink()
         assert which(file, with_tensors) == found[-1], "the one before is not what was loaded"
-        left = len(checkpoint.leftovers(file.parent))
+        left = len(files.leftovers(file.parent))
         assert len(list(file.parent.iterdir())) == left + (3 if with_tensors else 1)
         cases()
     assert {*found} == {2, 3}
