@@ -1,14 +1,18 @@
-"""The gradient methods: one file each, one line in the registry."""
+"""How the loss on the last state is differentiated: one file a method, one line in METHODS.
+
+A method takes of a problem F, its products and the loss gradient, and knows of nothing else.
+It may import problems, data and runtime; diagnostics/, below it, says what a gradient is worth.
+"""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, cast
 
 from hyperrbp.exceptions import UsageError
 from hyperrbp.hypergradients.method import Averaging, Hypergradient, Method, Phase, Task, unmetered
+from hyperrbp.runtime.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,10 +34,13 @@ METHODS: dict[str, str] = {
 
 
 def method_class(name: str) -> type[Method]:
-    """The class registered under ``name``."""
+    """Return the class registered under a name.
+
+    Raises:
+        UsageError: if there is none, with the nearest name.
+    """
     if name not in METHODS:
-        near = difflib.get_close_matches(name, METHODS, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = did_you_mean(name, METHODS)
         raise UsageError(f"unknown gradient method '{name}'; there are {', '.join(METHODS)}{hint}")
     module, attribute = METHODS[name].split(":")
     return cast(type[Method], getattr(import_module(module), attribute))
@@ -60,8 +67,8 @@ def hypergradient(
         trunc: K; how it counts for each method is stated in :mod:`hyperrbp.hypergradients.method`.
         averaging: over which minibatches; the default uses the last one only.
         options: keyword arguments of the method, when it is given by name.
-        seed: of what a method draws (the first guess of RBP).
-        step: the meta step, which draws others.
+        seed: of what a method samples (the first guess of RBP).
+        step: the meta step: each samples anew.
         phase: opened around ``inner run`` and ``meta-gradient``, for a meter.
 
     Raises:
@@ -88,7 +95,7 @@ def hypergradient(
 
 
 def chosen_method(method: str | Method, options: Mapping[str, Any] | None = None) -> Method:
-    """The method of a registered name with its options, or the one that is given.
+    """Return the method of a registered name with its options, or the object that is given.
 
     Raises:
         UsageError: for an unknown method or option.
@@ -110,7 +117,7 @@ def make_task(
     seed: int = 0,
     step: int = 0,
 ) -> Task:
-    """What a method is to differentiate; see :func:`hypergradient`.
+    """Return what a method is to differentiate; see :func:`hypergradient`.
 
     Raises:
         UsageError: for a run too short for what is asked.

@@ -1,4 +1,4 @@
-"""How right a gradient is: held against the exact one."""
+"""How far a gradient agrees with the exact one: direction, signs and length."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Agreement:
 
 
 def agreement(found: Sequence[float], exact: Sequence[float]) -> Agreement:
-    """The agreement of two gradients of the same, positive length p."""
+    """Compare two gradients of the same, positive length p."""
     length, truth = math.hypot(*found), math.hypot(*exact)
     finite = math.isfinite(length) and math.isfinite(truth)
     cosine = None
@@ -50,7 +50,7 @@ def agreement(found: Sequence[float], exact: Sequence[float]) -> Agreement:
 def by_kind(
     found: Mapping[str, Mapping[str, float]], exact: Mapping[str, Mapping[str, float]]
 ) -> dict[str, Agreement]:
-    """The agreement for each kind of hyperparameter: ``{kind: {name: value}}`` each."""
+    """Compare for each kind of hyperparameter: ``{kind: {name: value}}`` each."""
     return {
         kind: agreement(list(found[kind].values()), list(exact[kind].values())) for kind in exact
     }
@@ -59,7 +59,7 @@ def by_kind(
 def overall(
     found: Mapping[str, Mapping[str, float]], exact: Mapping[str, Mapping[str, float]]
 ) -> Agreement:
-    """The agreement over all hyperparameters: ``{kind: {name: value}}`` each."""
+    """Compare over all hyperparameters: ``{kind: {name: value}}`` each."""
     return agreement(
         [value for kind in exact for value in found[kind].values()],
         [value for kind in exact for value in exact[kind].values()],

@@ -44,7 +44,7 @@ class Anderson(ImplicitMethod):
     def _iterate(
         self, jacobian: Jacobian, g: Tensor, scale: float, trunc: int, generator: torch.Generator
     ) -> Solution:
-        """The best iterate of at most ``trunc`` products."""
+        """Return the best iterate of at most ``trunc`` products."""
         import torch
 
         z = g.new_zeros(g.shape)
@@ -83,7 +83,7 @@ class Anderson(ImplicitMethod):
         return Solution(best, residuals, status, products)
 
     def _step(self, f: Tensor, moves: Tensor, changes: Tensor) -> Tensor:
-        """To the next iterate; the rows of ``moves`` and ``changes`` are ΔZ and ΔF."""
+        """Return the step to the next iterate; the rows of ``moves`` and ``changes`` are ΔZ, ΔF."""
         import torch
 
         if not len(changes):

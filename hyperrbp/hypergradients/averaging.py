@@ -44,11 +44,11 @@ class _Setting:
 
     @property
     def steps(self) -> range:
-        """The last M: their inputs are fetched when needed, so that one is held at a time."""
+        """Return the last M steps: inputs are fetched one at a time, when needed."""
         return range(self.task.problem.steps)[-self.task.averaging.minibatches :]
 
     def linearized_at(self, t: int) -> Linearization:
-        """The update on the minibatch of step t, at h."""
+        """Linearize the update on the minibatch of step t, at h."""
         problem = self.task.problem
         return Linearization(problem, self.h, self.task.theta, problem.input(t))
 
@@ -80,7 +80,7 @@ class Sample(NamedTuple):
 
 
 def _sample(solution: Solution, theta_transposed: Callable[[Tensor], Tensor]) -> Sample:
-    """(∂F/∂θ)ᵀz; z itself is let go."""
+    """Return (∂F/∂θ)ᵀz, and let z go."""
     gradient = theta_transposed(solution.z)
     return Sample(gradient, solution.residuals, solution.status, solution.products)
 
@@ -122,7 +122,7 @@ def estimate(
     everywhere: Sensitivity,
     solve: Callable[[Jacobian], Solution],
 ) -> list[Sample]:
-    """The hypergradients at h that one of ESTIMATORS would average, and where each came from.
+    """Return the hypergradients at h that an estimator averages, with how each was found.
 
     Args:
         estimator: a name in ESTIMATORS.
@@ -135,7 +135,7 @@ def estimate(
 
 
 def mean_and_standard_error(samples: list[Tensor]) -> tuple[Tensor, Tensor | None]:
-    """The mean of the samples and its standard error (None for a single one), shape (p,) each."""
+    """Return the mean of the samples and its standard error (None for one), shape (p,) each."""
     if len(samples) == 1:
         return samples[0], None
     stacked = torch.stack(samples)

@@ -30,7 +30,7 @@ class Bptt(Method):
     """graph | states | checkpoints: memory for T graphs, for T states, or for 2√T states."""
 
     def states_kept(self, steps: int, parameters: int) -> int:
-        """None, all, or the checkpoints with the states of one stretch."""
+        """Return none, all, or the checkpoints with the states of one stretch."""
         if self.keep == "graph":
             return 0
         length = self._stretch(steps)
@@ -41,11 +41,11 @@ class Bptt(Method):
         return steps if self.keep == "states" else math.isqrt(steps - 1) + 1
 
     def run(self, task: Task) -> Run:
-        """With one graph through all updates, or keeping states."""
+        """Run with one graph through all updates, or keeping states."""
         return self._run_with_graph(task) if self.keep == "graph" else self._run_with_states(task)
 
     def differentiate(self, task: Task, run: Run, g: Tensor, sensitivity: Sensitivity) -> Gradient:
-        """All the way back."""
+        """Go back through all updates."""
         pull_back = self._through_graph if self.keep == "graph" else self._through_states
         return Gradient(
             gradient=pull_back(task, run, g),
@@ -89,7 +89,7 @@ class Bptt(Method):
         checkpoints = []
         for start in range(0, problem.steps, length):
             checkpoints.append(h)
-            # The last stretch is the first to be walked back: its states are at hand.
+            # The last stretch is the first on the way back: its states are at hand.
             stop = min(start + length, problem.steps)
             if stop == problem.steps:
                 stretch = _trajectory(problem, theta, start, stop, h)
@@ -120,5 +120,5 @@ class Bptt(Method):
 
 
 def _trajectory(problem: Problem, theta: Tensor, start: int, stop: int, h: Tensor) -> list[Tensor]:
-    """h_{start+1}, …, h_stop."""
+    """Return h_{start+1}, …, h_stop."""
     return [state.clone() for state in problem.states(theta, start, stop, h)]

@@ -41,7 +41,7 @@ class ConjugateGradient(ImplicitMethod):
     def _iterate(
         self, jacobian: Jacobian, g: Tensor, scale: float, trunc: int, generator: torch.Generator
     ) -> Solution:
-        """The iterate after at most ``trunc`` steps of two products each."""
+        """Return the iterate after at most ``trunc`` steps of two products each."""
         z = g.new_zeros(g.shape)
         r = g.clone()
         s = r - jacobian.forward(r)

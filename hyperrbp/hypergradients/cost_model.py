@@ -1,4 +1,4 @@
-"""What a meta step should cost, from a few much shorter ones."""
+"""A model of what a meta step costs, fitted to a few much shorter ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hyperrbp.runtime.metering import SavedBytes, process_peak_bytes
 
 
 @dataclass(frozen=True)
-class Forecast:
+class Cost:
     """The expected cost of one meta step."""
 
     seconds: float
@@ -39,8 +39,8 @@ class CostModel:
     parameters: int
     state_bytes: int
 
-    def at(self, steps: int, trunc: int) -> Forecast:
-        """The cost of a run of T = ``steps`` differentiated with K = ``trunc``."""
+    def at(self, steps: int, trunc: int) -> Cost:
+        """Return the cost of a run of T = ``steps`` differentiated with K = ``trunc``."""
         seconds, saved = (
             self.origin[i]
             + self.per_step[i] * (steps - self.steps)
@@ -48,11 +48,11 @@ class CostModel:
             for i in range(2)
         )
         kept = round(saved) + self.method.states_kept(steps, self.parameters) * self.state_bytes
-        return Forecast(seconds, kept, process_peak_bytes() + kept)
+        return Cost(seconds, kept, process_peak_bytes() + kept)
 
 
-def forecast(problem: Problem, theta: torch.Tensor, settings: GradientSettings) -> Forecast:
-    """Extrapolate runs of few steps and few truncation steps to the ones asked for."""
+def predicted_cost(problem: Problem, theta: torch.Tensor, settings: GradientSettings) -> Cost:
+    """Predict the cost of one meta step, from runs of few steps and truncation steps."""
     return cost_model(problem, theta, settings).at(problem.steps, settings.trunc)
 
 
@@ -76,28 +76,28 @@ def cost_model(problem: Problem, theta: torch.Tensor, settings: GradientSettings
         40,
     )
     origin = _probe(problem, theta, settings, method, steps[0], trunc[0])
-    slopes = []
+    rates = []
     for near, far, probe in (
         (steps[0], steps[-1], (steps[-1], trunc[0])),
         (trunc[0], trunc[-1], (steps[0], trunc[-1])),
     ):
-        slope = (0.0, 0.0)
+        rate = (0.0, 0.0)
         if far > near:
             there = _probe(problem, theta, settings, method, *probe)
-            slope = (
+            rate = (
                 max(0.0, (there[0] - origin[0]) / (far - near)),
                 max(0.0, (there[1] - origin[1]) / (far - near)),
             )
-        slopes.append(slope)
+        rates.append(rate)
     state_bytes = problem.initial_state(theta).nbytes
-    per_step, per_trunc = slopes
+    per_step, per_trunc = rates
     return CostModel(
         steps[0], trunc[0], origin, per_step, per_trunc, method, len(theta), state_bytes
     )
 
 
 def _two(wanted: int, start: int, further: int) -> tuple[int, ...]:
-    """One or two probe lengths, neither longer than what is asked for."""
+    """Return one or two probe lengths, neither longer than what is asked for."""
     first = min(start, wanted)
     second = min(first + further, wanted)
     return (first, second) if second > first else (first,)

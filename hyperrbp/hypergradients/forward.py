@@ -27,11 +27,11 @@ class Forward(Method):
     uses_trunc = False
 
     def states_kept(self, steps: int, parameters: int) -> int:
-        """One tangent a parameter."""
+        """Return one tangent a parameter."""
         return parameters
 
     def run(self, task: Task) -> Run:
-        """All updates, each with its tangents."""
+        """Run all updates, and carry the tangents along."""
         problem, theta = task.problem, task.theta.detach()
         h = problem.initial_state(theta)
         tangents = problem.initial_tangents(theta)
@@ -41,7 +41,7 @@ class Forward(Method):
         return Run(h, tangents)
 
     def differentiate(self, task: Task, run: Run, g: Tensor, sensitivity: Sensitivity) -> Gradient:
-        """S_Tᵀ ∂L/∂h."""
+        """Return S_Tᵀ ∂L/∂h."""
         return Gradient(
             gradient=run.kept @ g,
             standard_error=None,

@@ -42,7 +42,7 @@ class Gmres(ImplicitMethod):
     def _iterate(
         self, jacobian: Jacobian, g: Tensor, scale: float, trunc: int, generator: torch.Generator
     ) -> Solution:
-        """The iterate after at most ``trunc`` products, and one for the last residual."""
+        """Return the iterate after at most ``trunc`` products, and one for the last residual."""
         import torch
 
         z = g.new_zeros(g.shape)
@@ -70,7 +70,7 @@ class Gmres(ImplicitMethod):
 def _cycle(
     jacobian: Jacobian, r: Tensor, steps: int, goal: float
 ) -> tuple[Tensor, list[float], Status]:
-    """The correction that the residual r asks for; the norm left after every product; the end."""
+    """Return the correction for a residual r, the norm left after each product, and a status."""
     import torch
 
     epsilon = torch.finfo(r.dtype).eps

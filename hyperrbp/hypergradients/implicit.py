@@ -1,4 +1,4 @@
-"""Methods that solve (I − Jᵀ) z = ∂L/∂h at the last state (eq. 8-9): all but the solving."""
+"""The base of methods that solve (I − Jᵀ) z = ∂L/∂h at the last state (eq. 8-9)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class ImplicitMethod(Method):
     def solve(
         self, jacobian: Jacobian, g: Tensor, trunc: int, generator: torch.Generator
     ) -> Solution:
-        """z with (I − Jᵀ) z ≈ g, from at most ``trunc`` steps; ``g`` is left as it is."""
+        """Return z with (I − Jᵀ) z ≈ g, from at most ``trunc`` steps; ``g`` is left as it is."""
         scale = float(g.norm())
         if scale == 0:
             return Solution(g.clone(), [0.0], Status.CONVERGED, 0)
@@ -46,10 +46,10 @@ class ImplicitMethod(Method):
     def _iterate(
         self, jacobian: Jacobian, g: Tensor, scale: float, trunc: int, generator: torch.Generator
     ) -> Solution:
-        """The solver itself, for a g of norm ``scale`` > 0."""
+        """Solve for a g of norm ``scale`` > 0."""
 
     def run(self, task: Task) -> Run:
-        """All updates without a graph: the last state is all that is kept."""
+        """Run all updates without a graph, and keep the last state only."""
         return Run(task.problem.last_state(task.theta))
 
     def differentiate(self, task: Task, run: Run, g: Tensor, sensitivity: Sensitivity) -> Gradient:
@@ -85,7 +85,7 @@ class ImplicitMethod(Method):
 
 
 def series_status(norms: list[float], tolerance: float) -> Status:
-    """The status of a series or fixed-point iteration, from the norms of its terms.
+    """Return the status of a series or fixed-point iteration, from the norms of its terms.
 
     Growing means that over the second half of the terms the geometric mean of their growth is
     above one. ``norms`` are relative to the first term.

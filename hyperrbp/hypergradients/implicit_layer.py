@@ -21,7 +21,7 @@ from hyperrbp.problems.fixed_point import FixedPoint, Flattened, Parameters, Str
 
 @dataclass
 class Diagnosis:
-    """What a backward pass found out on its way; give one to :func:`steady_state` to have it."""
+    """How a backward pass went; one that is given to :func:`steady_state` is filled by it."""
 
     status: Status | None = None
     """How the gradient came to its end; None before the first backward pass."""
@@ -34,7 +34,7 @@ class Diagnosis:
 
     @property
     def residual(self) -> float | None:
-        """The largest last residual of the solves."""
+        """Return the largest last residual of the solves; None if there were none."""
         return largest_last(self.residuals)
 
 
@@ -52,7 +52,7 @@ def steady_state(
     seed: int = 0,
     diagnosis: Diagnosis | None = None,
 ) -> Tensor:
-    """h_T of h ← F(h, params, x), differentiable by ``backward()`` without unrolling it.
+    """Return h_T of h ← F(h, params, x), differentiable by ``backward()`` without unrolling.
 
     With an implicit method the memory grows neither with T nor with K. The gradient reaches
     ``params`` and ``x``; a steady state does not depend on where it was approached from, so none
@@ -70,7 +70,7 @@ def steady_state(
         settled: the relative change of the state at which the remaining updates are taken as done;
             see :class:`~hyperrbp.problems.fixed_point.FixedPoint`.
         options: of a method given by name.
-        seed: of what the method draws (the first guess of ``rbp``).
+        seed: of what the method samples (the first guess of ``rbp``).
         diagnosis: filled by the backward pass.
 
     Returns:
@@ -78,7 +78,7 @@ def steady_state(
 
     Raises:
         UsageError: for a gradient that would be lost (``h0`` requires one, or F depends on a tensor
-            that does and came in by neither door), and for arguments that make no sense.
+            that does and is in neither of the two), and for arguments that make no sense.
     """
     if h0.requires_grad and torch.is_grad_enabled():
         raise UsageError(
@@ -89,30 +89,32 @@ def steady_state(
         raise UsageError(f"steps, the truncation K, is at least 1, not {steps}")
     if updates < 1:
         raise UsageError(f"a steady state takes at least 1 update, not {updates}")
-    chosen, doors = chosen_method(method, options), _Doors(params, x)
+    chosen, arguments = chosen_method(method, options), _Arguments(params, x)
     needed = chosen.steps_needed(steps, Averaging())
     if needed > updates:
         raise UsageError(
-            f"{chosen.name} with steps = {steps} walks back over {needed} updates; there are only"
+            f"{chosen.name} with steps = {steps} differentiates {needed} updates; there are only"
             f" {updates}"
         )
 
     def update(h: Tensor, wanted: Sequence[Tensor], _: Any) -> Tensor:
-        return F(h, *doors.filled(wanted))
+        return F(h, *arguments.filled(wanted))
 
-    problem = FixedPoint(update, h0, doors.wanted or [h0], updates=updates, settled=settled)
+    problem = FixedPoint(update, h0, arguments.wanted or [h0], updates=updates, settled=settled)
     if torch.is_grad_enabled():
         _refuse_lost_gradients(problem)
-        if doors.wanted:
+        if arguments.wanted:
             backward = _Backward(problem, chosen, steps, seed, diagnosis)
-            h = _SteadyState.apply(backward, len(doors.wanted), *doors.wanted, *doors.held, h0)
+            h = _SteadyState.apply(
+                backward, len(arguments.wanted), *arguments.wanted, *arguments.held, h0
+            )
             return problem.shaped(h)
     with torch.no_grad():
         h = problem.run(problem.initial_theta(), 0, updates, problem.initial_state())
     return problem.shaped(h)
 
 
-class _Doors:
+class _Arguments:
     """Which tensors of params and x are to have a gradient, and how to put others there."""
 
     def __init__(self, params: Parameters, x: Any) -> None:
@@ -129,7 +131,7 @@ class _Doors:
         """Tensors that F reads again on the way back, and that must not change until then."""
 
     def filled(self, wanted: Sequence[Tensor]) -> tuple[Any, Any]:
-        """(params, x) with these in place of those that are wanted."""
+        """Return (params, x) with these in place of those that are wanted."""
         whole = list(self._whole)
         for i, tensor in zip(self._at, wanted, strict=False):  # there may be none wanted
             whole[i] = tensor
@@ -138,7 +140,7 @@ class _Doors:
 
 
 def _refuse_lost_gradients(problem: FixedPoint) -> None:
-    """One update on constants must be a constant."""
+    """Check that one update on constants is a constant."""
     with torch.enable_grad():
         image = problem.step(problem.initial_state(), problem.initial_theta(), None)
     if image.requires_grad:
@@ -150,7 +152,7 @@ def _refuse_lost_gradients(problem: FixedPoint) -> None:
 
 @dataclass
 class _Backward:
-    """What the way back needs besides the tensors."""
+    """What the backward pass needs besides the tensors."""
 
     problem: FixedPoint
     method: Method
@@ -159,11 +161,11 @@ class _Backward:
     diagnosis: Diagnosis | None
 
     def task(self, theta: Tensor) -> Task:
-        """Made anew for every pass, so that each draws the same numbers."""
+        """Make it anew for every pass, so that each samples the same numbers."""
         return make_task(self.problem, theta, self.method, self.trunc, seed=self.seed)
 
     def __call__(self, theta: Tensor, run: Run, g: Tensor) -> Tensor:
-        """dL/dθ from g = ∂L/∂h, shape (p,)."""
+        """Return dL/dθ from g = ∂L/∂h, shape (p,)."""
         sensitivity = Sensitivity(self.problem, run.state, theta)
         found = self.method.differentiate(self.task(theta), run, g, sensitivity)
         if self.diagnosis is not None:

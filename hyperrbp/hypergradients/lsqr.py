@@ -45,7 +45,7 @@ class Lsqr(ImplicitMethod):
     def _iterate(
         self, jacobian: Jacobian, g: Tensor, scale: float, trunc: int, generator: torch.Generator
     ) -> Solution:
-        """The iterate after at most ``trunc`` steps of two products each."""
+        """Return the iterate after at most ``trunc`` steps of two products each."""
         z = g.new_zeros(g.shape)
         residuals, products, left, r = [1.0], 0, trunc, g
         while True:
@@ -76,7 +76,7 @@ class Lsqr(ImplicitMethod):
         trunc: int,
         residuals: list[float],
     ) -> tuple[Status, int]:
-        """Add to z what takes up its residual r, in at most so many steps; how many there were."""
+        """Correct z for its residual r in at most ``trunc`` steps; return how many there were."""
         epsilon, root = _epsilon(r), math.sqrt(self.damping)
         length = float(r.norm())
         u = r / length
@@ -118,6 +118,6 @@ def _epsilon(like: Tensor) -> float:
 
 
 def _unit(vector: Tensor) -> tuple[Tensor, float]:
-    """The direction of a vector, and its norm."""
+    """Return the direction of a vector, and its norm."""
     norm = float(vector.norm())
     return (vector / norm if norm else vector), norm

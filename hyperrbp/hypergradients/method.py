@@ -1,4 +1,4 @@
-"""What every gradient method takes and returns.
+"""The base of every gradient method: what it takes and returns.
 
 How ``trunc`` (K) counts, stated once: it is the number of times that a method applies its basic
 operation.
@@ -48,12 +48,12 @@ class Status(StrEnum):
 
     @property
     def sentence(self) -> str:
-        """The status for a reader."""
+        """Return the status in one sentence."""
         return _SENTENCES[self]
 
     @staticmethod
     def worst(statuses: list[Status]) -> Status:
-        """The most alarming of several."""
+        """Return the most alarming of several."""
         return max(statuses, key=list(Status).index)
 
 
@@ -81,7 +81,7 @@ class Averaging:
 
 @dataclass
 class Solution:
-    """What a linear solver makes of (I − Jᵀ) z = g."""
+    """An approximate solution of (I − Jᵀ) z = g, from a linear solver."""
 
     z: Tensor
     """Shape (n,)."""
@@ -93,13 +93,13 @@ class Solution:
 
 
 def largest_last(residuals: list[list[float]]) -> float | None:
-    """The largest last residual of several traces."""
+    """Return the largest last residual of several traces; None of none."""
     return max((trace[-1] for trace in residuals if trace), default=None)
 
 
 @dataclass
 class Gradient:
-    """dL(h_T)/dθ as a method found it."""
+    """dL(h_T)/dθ, and how a method came to it."""
 
     gradient: Tensor
     """Shape (p,)."""
@@ -119,20 +119,20 @@ class Gradient:
 
     @property
     def residual(self) -> float | None:
-        """The largest last residual of the solves."""
+        """Return the largest last residual of the solves; None if there were none."""
         return largest_last(self.residuals)
 
 
 @dataclass
 class Hypergradient(Gradient):
-    """A gradient, with the run that it was taken on and what there is to know about that."""
+    """A gradient, with the run that it was taken on."""
 
     loss: Tensor
     """L(h_T), shape ()."""
     state: Tensor
     """h_T, shape (n,)."""
     structurally_zero: Tensor
-    """Which parameters F does not feel at h_T: boolean, shape (p,)."""
+    """The parameters that F does not depend on at h_T: boolean, shape (p,)."""
     steady_state_residual: float
     """‖h_T − F(h_T)‖ / ‖h_T‖, F averaged over its whole population of inputs."""
     trajectory_bytes: int = 0
@@ -150,17 +150,17 @@ class Task:
     """K."""
     averaging: Averaging
     generator: torch.Generator
-    """Of what a method draws."""
+    """The source of what a method samples."""
 
 
 @dataclass
 class Run:
-    """A run as a method leaves it behind on its way forth."""
+    """A run as the forward pass of a method leaves it."""
 
     state: Tensor
     """h_T, shape (n,), without a graph."""
     kept: Any = field(default=None, repr=False)
-    """What the method needs on its way back; no one else looks into it."""
+    """What the backward pass of the method needs, and nothing else reads."""
 
 
 Phase = Callable[[str], AbstractContextManager[object]]
@@ -168,16 +168,16 @@ Phase = Callable[[str], AbstractContextManager[object]]
 
 
 def unmetered(_: str) -> AbstractContextManager[object]:
-    """The phase that measures nothing."""
+    """Measure nothing."""
     return nullcontext()
 
 
 class Horizon(StrEnum):
-    """How much of a run a method looks at."""
+    """How much of a run a method differentiates."""
 
     RUN = "run"
     TANGENTS = "tangents"
-    """All of it, with a tangent for each parameter."""
+    """The whole run, with a tangent for each parameter."""
     WINDOW = "window"
     """The last K updates."""
     STATE = "state"
@@ -198,25 +198,25 @@ class Method(CheckedOptions, ABC):
 
     @classmethod
     def estimator(cls, averaging: Averaging) -> str:
-        """The one that is meant, ``auto`` being its first; empty if it has no use for one."""
+        """Return the estimator that is meant, ``auto`` being the first; empty if there is none."""
         named = averaging.estimator
         return next(iter(cls.estimators), "") if named == "auto" else named
 
     def steps_needed(self, trunc: int, averaging: Averaging) -> int:
-        """The shortest run that it can differentiate."""
+        """Return the length of the shortest run that it can differentiate."""
         return averaging.minibatches if self.estimators else 1
 
     def states_kept(self, steps: int, parameters: int) -> int:
-        """The most states, or their tangents, that it keeps at once, graphs aside."""
+        """Return the most states, or their tangents, that it keeps at once, graphs aside."""
         return 0
 
     @abstractmethod
     def run(self, task: Task) -> Run:
-        """The way forth: all T updates, keeping what the way back needs and no more."""
+        """Run all T updates, and keep what the backward pass needs and no more."""
 
     @abstractmethod
     def differentiate(self, task: Task, run: Run, g: Tensor, sensitivity: Sensitivity) -> Gradient:
-        """The way back from g = ∂L/∂h at the last state, once: what the run kept is used up.
+        """Take g = ∂L/∂h at the last state back to θ, once: what the run kept is used up.
 
         ``sensitivity`` is ∂F/∂θ at the last state.
         """

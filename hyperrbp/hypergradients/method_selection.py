@@ -1,4 +1,4 @@
-"""Which gradient method suits a run: a few of them held against the exact gradient at one state.
+"""The selection of a gradient method: a few are compared with the exact gradient at one state.
 
 What a method costs is counted and not timed, so that a choice comes out the same again: in
 gradients of a minibatch, with three for a Jacobian product.
@@ -33,7 +33,7 @@ WORTH = 1.5
 
 @dataclass(frozen=True)
 class Candidate:
-    """A gradient method as it would be used, and what became of it."""
+    """A gradient method with its settings, and how it did."""
 
     settings: GradientSettings
     verdict: Verdict
@@ -46,16 +46,16 @@ class Candidate:
 
     @property
     def label(self) -> str:
-        """For a reader."""
+        """Return the settings in a few words."""
         return label(self.settings)
 
     @property
     def merit(self) -> float:
-        """Of the steepest decrease, what is kept a unit of work; the cosine breaks near-ties."""
+        """Return the share of the steepest decrease kept a unit of work; the cosine breaks ties."""
         return (self.agreement.descent or 0.0) * (self.agreement.cosine or 0.0) / self.work
 
     def to_json(self) -> dict[str, Any]:
-        """Plain numbers."""
+        """Return plain numbers."""
         return {
             "label": self.label,
             **described(self.settings),
@@ -76,7 +76,7 @@ class Choice:
 
 
 def described(settings: GradientSettings) -> dict[str, Any]:
-    """The settings as a recipe's section ``gradient`` has them."""
+    """Return the settings as a recipe's section ``gradient`` has them."""
     name = settings.method if isinstance(settings.method, str) else settings.method.name
     return {
         "method": name,
@@ -87,7 +87,7 @@ def described(settings: GradientSettings) -> dict[str, Any]:
 
 
 def label(settings: GradientSettings) -> str:
-    """The settings in a few words."""
+    """Return the settings in a few words."""
     of = described(settings)
     method = method_class(of["method"])
     if not method.uses_trunc:
@@ -100,11 +100,11 @@ def label(settings: GradientSettings) -> str:
 
 
 def methods_at(settings: GradientSettings, steps: int) -> list[GradientSettings]:
-    """Methods worth a try at the truncation of ``settings``, which come first themselves.
+    """Return the methods worth a try at the truncation of ``settings``, which come first.
 
-    TBPTT is among them only where it sees half of the run, unless it is asked for: on MNIST, with a
-    shorter window, it agreed with the exact gradient at the start of a run and had turned against
-    it twenty meta steps later.
+    TBPTT is among them only where its window is half of the run, unless it is asked for: on MNIST,
+    with a shorter window, it agreed with the exact gradient at the start of a run and had turned
+    against it twenty meta steps later.
     """
     K, M = settings.trunc, settings.averaging.minibatches
     few = Averaging("mean", min(M, 10), 1)
@@ -119,7 +119,7 @@ def methods_at(settings: GradientSettings, steps: int) -> list[GradientSettings]
 
 
 def truncations_at(settings: GradientSettings, steps: int) -> list[GradientSettings]:
-    """The same with truncations from a fifth to twice as long, as far as they fit the run."""
+    """Return the same with truncations from a fifth to twice as long, as far as they fit."""
     first, *rest = methods_at(settings, steps)
     K = settings.trunc
     other = [replace(first, trunc=trunc) for trunc in (max(1, K // 5), 2 * K) if trunc <= steps]
@@ -137,16 +137,16 @@ def evaluate(
     run_seconds: float,
     seed: int = 0,
 ) -> list[Candidate]:
-    """Every one of the field at the same state, held against the exact gradient.
+    """Compare every candidate at the same state with the exact gradient.
 
     One that does not fit the run is left out.
 
     Args:
         at: the last state of a run.
-        field: what to try.
+        field: the settings to try.
         exact: the exact gradient there, shape (p,).
         run_seconds: of one run, which an implicit method is spared here.
-        seed: of what the methods draw.
+        seed: of what the methods sample.
     """
     found = []
     for settings in field:
@@ -177,14 +177,14 @@ def evaluate(
 
 
 def exact_candidate(at: LastState, exact: Tensor, seconds: float) -> Candidate:
-    """The exact gradient as a candidate: two runs, and a product an update."""
+    """Return the exact gradient as a candidate: two runs, and a product an update."""
     whole = agreement(exact.tolist(), exact.tolist())
     work = (2 + PRODUCT) * at.problem.steps
     return Candidate(EXACT, Verdict.EXACT, whole, work, seconds)
 
 
 def choose(field: Sequence[Candidate], exact: Candidate) -> Choice:
-    """The one of most merit, if it is trusted and much cheaper than the exact one.
+    """Choose the candidate of most merit, if trusted and much cheaper than the exact one.
 
     Args:
         field: from :func:`evaluate`; the first is kept unless another is worth the change.

@@ -34,7 +34,7 @@ class Neumann(ImplicitMethod):
     def _iterate(
         self, jacobian: Jacobian, g: Tensor, scale: float, trunc: int, generator: torch.Generator
     ) -> Solution:
-        """The truncated series, from ``trunc`` products."""
+        """Sum the series to its term ``trunc``, one product each."""
         term, z = g, g.clone()
         norms = [1.0]
         until_smallest = z.clone() if self.cut_growing else z

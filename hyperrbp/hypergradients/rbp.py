@@ -35,7 +35,7 @@ class Rbp(ImplicitMethod):
     def _iterate(
         self, jacobian: Jacobian, g: Tensor, scale: float, trunc: int, generator: torch.Generator
     ) -> Solution:
-        """The iterate after at most ``trunc`` products."""
+        """Return the iterate after at most ``trunc`` products."""
         z = self._first_guess(g, generator)
         changes: list[float] = []
         for _ in range(trunc):

@@ -26,11 +26,11 @@ class Tbptt(Method):
     estimators = ("end-points",)
 
     def steps_needed(self, trunc: int, averaging: Averaging) -> int:
-        """K updates before the first of M end points."""
+        """Return K updates before the first of M end points."""
         return trunc + averaging.minibatches - 1
 
     def run(self, task: Task) -> Run:
-        """Without a graph up to the window, and with one for each of its updates."""
+        """Run without a graph up to the window, and linearize each update in it."""
         from hyperrbp.problems.base import Linearization
 
         problem, theta = task.problem, task.theta
@@ -43,7 +43,7 @@ class Tbptt(Method):
         return Run(h, window)
 
     def differentiate(self, task: Task, run: Run, g: Tensor, sensitivity: Sensitivity) -> Gradient:
-        """Walk the window back, from every end point at once."""
+        """Go back through the window, from every end point at once."""
         import torch
 
         from hyperrbp.hypergradients.averaging import mean_and_standard_error

@@ -7,7 +7,7 @@ from conftest import small_training_run
 
 from hyperrbp import Averaging, GradientSettings, hypergradient
 from hyperrbp.hypergradients import METHODS, method_class
-from hyperrbp.hypergradients.cost_model import forecast
+from hyperrbp.hypergradients.cost_model import predicted_cost
 from hyperrbp.hypergradients.implicit import ImplicitMethod
 from hyperrbp.runtime.metering import SavedBytes
 
@@ -18,7 +18,7 @@ def test_bytes_are_foretold(name, steps):
     problem, theta = small_training_run(steps=steps)
     averaging = Averaging(minibatches=5, series=2)
     trunc = 5 if steps == 10 else 60
-    predicted = forecast(problem, theta, GradientSettings(name, trunc, averaging))
+    predicted = predicted_cost(problem, theta, GradientSettings(name, trunc, averaging))
     with SavedBytes() as saved:
         found = hypergradient(problem, theta, name, trunc=trunc, averaging=averaging)
     kept = saved.peak + found.trajectory_bytes
@@ -32,6 +32,6 @@ def test_bytes_are_foretold(name, steps):
 
 def test_seconds_grow_with_what_is_asked_for():
     problem, theta = small_training_run(steps=400)
-    short = forecast(problem, theta, GradientSettings("bptt")).seconds
+    short = predicted_cost(problem, theta, GradientSettings("bptt")).seconds
     problem.steps = 40_000
-    assert forecast(problem, theta, GradientSettings("bptt")).seconds > 20 * short > 0
+    assert predicted_cost(problem, theta, GradientSettings("bptt")).seconds > 20 * short > 0

@@ -1,4 +1,4 @@
-"""Everything that is asked of one hypergradient, and the verdict."""
+"""The examination of one hypergradient: all diagnostics that are in scope, and the verdict."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from hyperrbp.hypergradients.diagnostics.finite_differences import (
 from hyperrbp.hypergradients.diagnostics.last_state import LastState
 from hyperrbp.hypergradients.diagnostics.linear_solve import LinearSolve, linear_solve
 from hyperrbp.hypergradients.diagnostics.noise import Noise, noise
-from hyperrbp.hypergradients.diagnostics.series import Series, walk_series
-from hyperrbp.hypergradients.diagnostics.short_horizon import BIASED, Horizon, horizon
+from hyperrbp.hypergradients.diagnostics.series import Series, neumann_series
+from hyperrbp.hypergradients.diagnostics.short_horizon import BIASED, ShortHorizon, short_horizon
 from hyperrbp.hypergradients.diagnostics.smoothness import FRACTIONS, Smoothness, smoothness
 from hyperrbp.hypergradients.diagnostics.spectrum import Spectrum, spectrum
 from hyperrbp.hypergradients.diagnostics.steady_state import SteadyState, steady_state
@@ -41,10 +41,10 @@ NOISE_SERIES = 8
 
 @dataclass(frozen=True)
 class Scope:
-    """Which questions are asked; all but the first few cost runs."""
+    """Which diagnostics are run; all but the first few cost further runs."""
 
     exact: bool = True
-    """Hold it against BPTT."""
+    """Compare it with the exact gradient, by BPTT."""
     horizon: bool = True
     spectrum: bool = True
     differences: int = 2
@@ -57,7 +57,7 @@ class Scope:
 
 @dataclass(frozen=True)
 class Examination:
-    """The answers; None where a question was not asked, or makes no sense for the method."""
+    """The diagnostics of a gradient; None where one was not run, or does not suit the method."""
 
     at: LastState
     settings: GradientSettings
@@ -68,7 +68,7 @@ class Examination:
     solve: LinearSolve | None
     spectrum: Spectrum | None
     noise: Noise | None
-    horizon: Horizon | None
+    horizon: ShortHorizon | None
     exact: Tensor | None
     """Shape (p,), in the problem's precision."""
     exact_double: Tensor | None
@@ -82,17 +82,17 @@ class Examination:
 
     @property
     def precision(self) -> Agreement | None:
-        """Of the exact gradient with that in float64."""
+        """Return the agreement of the exact gradient with the one in float64."""
         if self.exact is None or self.exact_double is None:
             return None
         return agreement(self.exact.tolist(), self.exact_double.tolist())
 
     def findings(self) -> list[str]:
-        """What else a reader should know, worst first, each in a sentence."""
+        """Return what else a reader should know, worst first, each in a sentence."""
         return list(_findings(self))
 
     def to_json(self) -> dict[str, Any]:
-        """Plain numbers, by kind and name where they belong to a parameter."""
+        """Return plain numbers, by kind and name where they belong to a parameter."""
         named = self.at.problem.by_name
         names = [f"{kind}/{name}" for kind, name in _names(self.at)]
         document: dict[str, Any] = {
@@ -173,13 +173,13 @@ def examine(
     seed: int = 0,
     audience: Audience | None = None,
 ) -> Examination:
-    """Ask everything in ``scope`` of the gradient that ``settings`` give at θ.
+    """Run the diagnostics in ``scope`` on the gradient that ``settings`` give at θ.
 
     Args:
         problem: what is run.
         theta: the parameters, shape (p,).
         settings: how the gradient in question is taken.
-        scope: which questions.
+        scope: which diagnostics.
         at: the last state at θ, if it is known already.
         exact: the exact gradient, if it is known already.
         seed: of everything random.
@@ -187,7 +187,7 @@ def examine(
 
     Raises:
         UsageError: for a method that does not fit the problem.
-        DivergedError: if the run itself is not finite: then there is no gradient to ask about.
+        DivergedError: if the run itself is not finite: then there is no gradient to examine.
     """
     settings, scope = settings or GradientSettings(), scope or Scope()
     part = _Parts(audience or Audience(), settings, scope)
@@ -202,7 +202,7 @@ def examine(
         zero = [name in steady.structurally_zero[kind] for kind, name in _names(at)]
     operator = at.jacobian(min(settings.averaging.minibatches, OPERATOR_MINIBATCHES))
     with part("the series and the solve"):
-        series = walk_series(
+        series = neumann_series(
             operator.transposed, at.g, at.sensitivity.theta_transposed, 2 * settings.trunc
         )
         solve = _solve(at, settings, operator, seed, all(zero))
@@ -225,7 +225,7 @@ def examine(
     longer = eigenvalues = smooth = None
     if scope.horizon:
         with part("longer truncations"):
-            longer = horizon(at, settings, seed)
+            longer = short_horizon(at, settings, seed)
     if scope.spectrum:
         with part("the spectrum"):
             eigenvalues = spectrum(operator, at.g, settings.trunc, seed=seed)
@@ -308,21 +308,21 @@ class _Parts:
 
 
 def _with_samples(settings: GradientSettings) -> GradientSettings:
-    """The same, from enough series to know their spread."""
+    """Return the same settings, with enough series to know their spread."""
     averaging = settings.averaging
     series = min(max(averaging.series, NOISE_SERIES), averaging.minibatches)
     return replace(settings, averaging=replace(averaging, series=series))
 
 
 def _names(at: LastState) -> list[tuple[str, str]]:
-    """(kind, name) of every parameter, in the order of θ."""
+    """Return (kind, name) of every parameter, in the order of θ."""
     return [(kind, name) for kind, of in at.problem.by_name(at.theta).items() for name in of]
 
 
 def _solve(
     at: LastState, settings: GradientSettings, operator: Jacobian, seed: int, all_zero: bool
 ) -> LinearSolve | None:
-    """The method's own z for the mean Jacobian; None for a method that solves nothing."""
+    """Measure the method's own z for the mean Jacobian; None for a method that solves nothing."""
     method = chosen_method(settings.method, settings.options)
     if not isinstance(method, ImplicitMethod):
         return None
@@ -358,8 +358,8 @@ def _findings(x: Examination) -> Iterator[str]:
         ratio = x.agreement.norm_ratio
         if not 0.5 <= ratio <= 2:
             yield (
-                f"its length is {ratio:.2g} times the exact one's: Adam does not mind, plain"
-                " gradient descent does"
+                f"its length is {ratio:.2g} times the exact one's: Adam is not affected,"
+                " plain gradient descent is"
             )
     if x.precision is not None and (x.precision.cosine is None or x.precision.cosine < 0.99):
         yield "float32 is not enough for the exact gradient of this run: dtype: float64"

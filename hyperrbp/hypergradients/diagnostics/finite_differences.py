@@ -1,4 +1,4 @@
-"""A gradient against central differences of the loss itself, in random directions."""
+"""Finite differences: a gradient against central differences of the loss, in random directions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STEP = {torch.float32: 2e-2, torch.float64: 1e-4}
 
 @dataclass(frozen=True)
 class FiniteDifferences:
-    """Slopes of the loss along unit vectors d."""
+    """Derivatives of the loss along unit vectors d."""
 
     dtype: str
     measured: list[float]
@@ -25,13 +25,13 @@ class FiniteDifferences:
     predicted: list[float]
     """⟨gradient, d⟩."""
     error: float
-    """The largest |measured − predicted|, relative to the largest of all slopes."""
+    """The largest |measured − predicted|, relative to the largest of them all."""
 
 
 def finite_differences(
     problem: Problem, theta: Tensor, gradient: Tensor, directions: int = 2, seed: int = 0
 ) -> FiniteDifferences:
-    """Two runs a direction."""
+    """Compare a gradient, shape (p,), with central differences: two runs a direction."""
     step = STEP[theta.dtype]
     measured, predicted = [], []
     source = generator(seed, "directions of differences")

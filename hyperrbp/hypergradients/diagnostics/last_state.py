@@ -1,4 +1,4 @@
-"""Where a run ended, with what every question about its gradient starts from."""
+"""The last state of a run, and what is derived from it once for all diagnostics."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hyperrbp.problems.base import MeanLinearization, Problem, Sensitivity
 
 @dataclass
 class LastState:
-    """h_T of one run at θ; all that is derived from it is computed once, when first asked for."""
+    """h_T of one run at θ; what is derived from it is computed once, when first needed."""
 
     problem: Problem
     theta: Tensor
@@ -26,7 +26,7 @@ class LastState:
 
     @classmethod
     def of_run(cls, problem: Problem, theta: Tensor) -> LastState:
-        """Run the problem."""
+        """Run the problem at θ."""
         return cls(problem, theta, problem.last_state(theta).clone())
 
     @cached_property
@@ -35,26 +35,26 @@ class LastState:
 
     @property
     def loss(self) -> Tensor:
-        """L(h_T), shape ()."""
+        """Return L(h_T), shape ()."""
         return self._loss_and_gradient[0]
 
     @property
     def g(self) -> Tensor:
-        """∂L/∂h at h_T, shape (n,)."""
+        """Return ∂L/∂h at h_T, shape (n,)."""
         return self._loss_and_gradient[1]
 
     @cached_property
     def sensitivity(self) -> Sensitivity:
-        """∂F/∂θ at h_T, F averaged over its whole population of inputs."""
+        """Return ∂F/∂θ at h_T, F averaged over its whole population of inputs."""
         return Sensitivity(self.problem, self.h, self.theta)
 
     def jacobian(self, minibatches: int) -> MeanLinearization:
-        """The mean Jacobian at h_T over the inputs of the last updates."""
+        """Return the mean Jacobian at h_T over the inputs of the last updates."""
         inputs = [self.problem.input(t) for t in range(self.problem.steps)[-minibatches:]]
         return MeanLinearization(self.problem, self.h, self.theta, list(self.problem.merge(inputs)))
 
     def gradient(self, settings: GradientSettings, *, seed: int = 0, step: int = 0) -> Gradient:
-        """The gradient by these settings; an implicit method needs no run of its own for it.
+        """Differentiate by these settings; an implicit method needs no run of its own for it.
 
         Raises:
             UsageError: see :func:`hyperrbp.hypergradient`.
@@ -68,9 +68,9 @@ class LastState:
         return method.differentiate(task, Run(self.h), self.g, self.sensitivity)
 
     def exact_gradient(self) -> Tensor:
-        """Of the whole run, in memory for 2√T states; shape (p,)."""
+        """Return the exact gradient, shape (p,), in memory for 2√T states."""
         return self.gradient(EXACT).gradient
 
 
 EXACT = GradientSettings(method="bptt", options={"keep": "checkpoints"})
-"""The referee."""
+"""The exact gradient that all others are compared with."""

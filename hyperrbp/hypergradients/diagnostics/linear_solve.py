@@ -1,4 +1,4 @@
-"""How well (I − Jᵀ) z = ∂L/∂h was solved (eq. 9), measured on z itself."""
+"""The residuals of (I − Jᵀ) z = ∂L/∂h (eq. 9), measured on z itself."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SOLVED = 1e-2
 
 
 class Outcome(StrEnum):
-    """Three things that a small or a strange gradient can mean."""
+    """What a small or strange gradient can come from."""
 
     STRUCTURALLY_ZERO = "structurally zero"
     NOT_CONVERGED = "did not converge"
@@ -22,7 +22,7 @@ class Outcome(StrEnum):
 
     @property
     def sentence(self) -> str:
-        """For a reader."""
+        """Return the outcome in a sentence."""
         return _SENTENCES[self]
 
 
@@ -49,7 +49,7 @@ class LinearSolve:
 def linear_solve(
     jacobian: Jacobian, g: Tensor, z: Tensor, sensitivity: Sensitivity, all_zero: bool
 ) -> LinearSolve:
-    """Measure it with one product.
+    """Measure how well z solves the system, with one product.
 
     Args:
         jacobian: the operator that z was, or should have been, solved with.

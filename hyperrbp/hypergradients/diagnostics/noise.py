@@ -1,4 +1,4 @@
-"""What the minibatches that a hypergradient happens to be averaged over do to it."""
+"""Minibatch noise: the standard error of a hypergradient that is a mean over minibatches."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hyperrbp.hypergradients.method import Gradient
 ENOUGH = 4
 """Fewer samples say too little about their own spread to judge by."""
 SIGNIFICANT = 2.0
-"""Standard errors that a mean must be away from zero to be told apart from it."""
+"""Standard errors that a mean must be away from zero to be distinguished from it."""
 
 
 @dataclass(frozen=True)
@@ -26,17 +26,17 @@ class Noise:
 
     @property
     def share(self) -> float:
-        """Of the components, those that can be told from zero."""
+        """Return the share of components that are distinguishable from zero."""
         return sum(self.distinguishable) / len(self.distinguishable)
 
     @property
     def above_noise(self) -> float | None:
-        """The same, where there are samples enough to judge by."""
+        """Return the share, where there are samples enough to judge by; else None."""
         return None if self.samples < ENOUGH else self.share
 
 
 def noise(found: Gradient) -> Noise | None:
-    """Of a gradient that is a mean; None where there is a single sample, and nothing is known."""
+    """Return the noise of a gradient; None of a single sample, about which nothing is known."""
     error = found.standard_error
     if error is None:
         return None

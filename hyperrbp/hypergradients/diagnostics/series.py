@@ -24,17 +24,17 @@ class Series:
 
     @property
     def growth_rate(self) -> float:
-        """By how much a term is larger than the one before, over the second half of them."""
+        """Return the factor from a term to the next, over the second half of them."""
         return growth_rate(self.norms)
 
     @property
     def smallest_term(self) -> int:
-        """The k of the smallest term, where a growing series is best cut."""
+        """Return the k of the smallest term, where a growing series is best cut."""
         return min(range(len(self.norms)), key=self.norms.__getitem__)
 
 
 def growth_rate(norms: Sequence[float]) -> float:
-    """By how much successive norms grow, from a line through the logarithms of the second half.
+    """Return the factor between successive norms, by regression on the logs of the second half.
 
     All of the half counts, since the terms of complex pairs swing. 0 if a term vanished, infinity
     or NaN if the last is.
@@ -44,17 +44,17 @@ def growth_rate(norms: Sequence[float]) -> float:
         return half[-1]
     if len(half) < 2 or 0 in half:
         return 0.0
-    slope = linear_regression(range(len(half)), [math.log(norm) for norm in half]).slope
-    return math.exp(slope)
+    line = linear_regression(range(len(half)), [math.log(norm) for norm in half])
+    return math.exp(line.slope)
 
 
-def walk_series(
+def neumann_series(
     transposed: Callable[[Tensor], Tensor],
     g: Tensor,
     theta_transposed: Callable[[Tensor], Tensor],
     trunc: int,
 ) -> Series:
-    """The series to its term K = ``trunc``, or to the first that is zero or not finite.
+    """Return the series to its term K = ``trunc``, or to the first that is zero or not finite.
 
     Args:
         transposed: u ↦ Jᵀu.

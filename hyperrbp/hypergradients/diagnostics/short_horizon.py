@@ -1,4 +1,4 @@
-"""Whether a longer truncation would say something else: short-horizon bias (Wu et al. 2018)."""
+"""Short-horizon bias (Wu et al. 2018): whether a longer truncation gives another gradient."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BIASED = 0.05
 
 
 @dataclass(frozen=True)
-class Horizon:
+class ShortHorizon:
     """The same gradient at longer truncations."""
 
     truncs: list[int]
@@ -30,12 +30,12 @@ class Horizon:
 
     @property
     def settled(self) -> bool:
-        """Whether the longest one points where K does."""
+        """Return whether the longest points where K does."""
         last = self.cosines[-1]
         return len(self.truncs) > 1 and last is not None and last >= SETTLED
 
 
-def horizon(at: LastState, settings: GradientSettings, seed: int = 0) -> Horizon | None:
+def short_horizon(at: LastState, settings: GradientSettings, seed: int = 0) -> ShortHorizon | None:
     """Differentiate with K, 2 K and 4 K.
 
     None for a method that has no use for K, or a run that is too short for it.
@@ -60,7 +60,7 @@ def horizon(at: LastState, settings: GradientSettings, seed: int = 0) -> Horizon
         for longer in found
     ]
     whole = sum(map(abs, found[-1]))
-    return Horizon(
+    return ShortHorizon(
         truncs=truncs,
         cosines=[agreement(longer, found[0]).cosine for longer in found],
         flipped=flipped,

@@ -1,4 +1,4 @@
-"""Whether the loss does what its gradient says, along the step that would be taken."""
+"""Smoothness: whether the loss falls as its gradient predicts, along the step to be taken."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Smoothness:
 
     @property
     def falls(self) -> bool:
-        """Whether the loss falls all the way to the full step."""
+        """Return whether the loss falls all the way to the full step."""
         return all(
             loss < self.start
             for fraction, loss in zip(self.fractions, self.losses, strict=True)
@@ -37,7 +37,7 @@ class Smoothness:
 
     @property
     def ratio(self) -> float | None:
-        """The change over the full step against the predicted one; 1 where the loss is linear."""
+        """Return the change over the full step by the predicted one; 1 where the loss is linear."""
         full = self.fractions.index(1.0)
         predicted = self.predicted[full] - self.start
         change = self.losses[full] - self.start
@@ -47,12 +47,12 @@ class Smoothness:
 def smoothness(
     problem: Problem, theta: Tensor, loss: float, gradient: Tensor, learning_rate: float
 ) -> Smoothness:
-    """One run for each of FRACTIONS."""
+    """Run once for each of FRACTIONS of the step −lr · sign(gradient)."""
     step = -learning_rate * gradient.sign()
     losses = [
         float(LastState.of_run(problem, theta + fraction * step).loss) for fraction in FRACTIONS
     ]
-    slope = float(gradient @ step)
+    change = float(gradient @ step)
     return Smoothness(
-        list(FRACTIONS), losses, [loss + fraction * slope for fraction in FRACTIONS], loss
+        list(FRACTIONS), losses, [loss + fraction * change for fraction in FRACTIONS], loss
     )

@@ -1,4 +1,4 @@
-"""What J = ∂F/∂h does to vectors: its spectrum, its norm, and how well conditioned I − J is."""
+"""The spectrum and norm of J = ∂F/∂h, and the conditioning of I − J, from products alone."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _DENSE = 24
 
 @dataclass(frozen=True)
 class Spectrum:
-    """The spectrum of J at the last state, from products alone."""
+    """The spectrum of J at the last state."""
 
     eigenvalues: list[complex]
     """The largest in modulus that were found, largest first; momentum makes complex pairs."""
@@ -47,22 +47,22 @@ class Spectrum:
 
     @property
     def radius(self) -> float | None:
-        """The spectral radius of J: the series converges for every g if and only if it is < 1."""
+        """Return the spectral radius of J: the series converges for every g just if it is < 1."""
         return abs(self.eigenvalues[0]) if self.eigenvalues else None
 
     @property
     def singular(self) -> bool:
-        """Whether one of the eigenvalues that were found is 1; another may still be."""
+        """Return whether one of the eigenvalues that were found is 1; another may still be."""
         return any(abs(1 - value) <= SINGULAR for value in self.eigenvalues)
 
     @property
     def cg_condition(self) -> float:
-        """Of the normal equations: the square."""
+        """Return the condition number of the normal equations: the square."""
         return self.krylov_condition**2
 
     @property
     def bound(self) -> float | None:
-        """Proposition 2 for the error of K + 1 terms, with ‖(I − J)⁻¹‖ ≤ 1/(1 − ‖J‖).
+        """Return Proposition 2's bound on the error of K + 1 terms, with ‖(I − J)⁻¹‖ ≤ 1/(1 − ‖J‖).
 
         None where ‖J‖ ≥ 1 or I − J is singular: there the proposition says nothing, for good or
         ill.
@@ -83,7 +83,7 @@ def spectrum(
     tolerance: float = 1e-3,
     seed: int = 0,
 ) -> Spectrum:
-    """Estimate it by Arnoldi and Lanczos (ARPACK), and Golub-Kahan bidiagonalization from g.
+    """Estimate the spectrum by ARPACK, and on Krylov spaces by bidiagonalization from g.
 
     Args:
         jacobian: products with J and Jᵀ.
@@ -111,7 +111,7 @@ def spectrum(
     common = {"maxiter": restarts, "tol": tolerance, "v0": start, "return_eigenvectors": False}
 
     def largest_singular_value(there: Callable[[Vector], Vector]) -> float | None:
-        """From the largest eigenvalue of the symmetric operator ``there``."""
+        """Return the root of the largest eigenvalue of the symmetric operator ``there``."""
         if n <= _DENSE:
             dense = _dense(there, n)
             values = np.linalg.eigvalsh(dense) if np.isfinite(dense).all() else [np.nan]
@@ -173,7 +173,7 @@ def _dense(apply: Callable[[Vector], Vector], n: int) -> Vector:
 
 
 def _ritz_values(apply: Callable[[Vector], Vector], g: Tensor, steps: int) -> list[complex]:
-    """The eigenvalues of the Hessenberg matrix of so many Arnoldi steps from g."""
+    """Return the eigenvalues of the Hessenberg matrix of so many Arnoldi steps from g."""
     start = g.to("cpu", torch.float64).numpy()
     length = float(np.linalg.norm(start))
     if not 0 < length < np.inf:
@@ -199,7 +199,7 @@ def _on_krylov_space(
     g: Tensor,
     steps: int,
 ) -> tuple[float, float, int]:
-    """(σ_min, σ_max / σ_min, dimension) of A = I − Jᵀ by bidiagonalization (Golub and Kahan 1965).
+    """Return (σ_min, σ_max / σ_min, dimension) of A = I − Jᵀ (Golub and Kahan 1965).
 
     With full reorthogonalization, since what is wanted is the small end.
     """
@@ -234,7 +234,7 @@ def _on_krylov_space(
 
 
 def _orthonormal(vector: Vector, basis: list[Vector]) -> tuple[float, Vector]:
-    """The norm of what the basis leaves of a vector, and that at length one; twice is enough."""
+    """Return the norm of what the basis leaves of a vector, and that at length one."""
     for _ in range(2):
         for other in basis:
             vector = vector - (other @ vector) * other

@@ -1,4 +1,4 @@
-"""How far from a steady state the run has ended, and what an implicit gradient then means."""
+"""The distance of the last state from a steady one, and what an implicit gradient then means."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ AT_REST = 1e-6
 
 @dataclass(frozen=True)
 class SteadyState:
-    """The distance from a fixed point (eq. 2), and which parameters are felt there."""
+    """The distance from a fixed point (eq. 2), and the parameters that F depends on there."""
 
     residual: float
     """‖h − F(h)‖ / ‖h‖, F averaged over its whole population of inputs."""
     minibatch_residual: float
     """The same with the input of the last update alone."""
     norms: Mapping[str, float]
-    """What the problem names of its state; of a training run ‖w‖, ‖v‖ and ‖∇L‖."""
+    """Norms of the state; for a training run ‖w‖, ‖v‖ and ‖∇L‖."""
     structurally_zero: Mapping[str, list[str]]
-    """By kind, the parameters that F does not feel at h_T."""
+    """By kind, the parameters that F does not depend on at h_T."""
     meaning: Mapping[str, str]
     """By kind of parameter, what an implicit gradient at h_T is about."""
 
 
 def steady_state(at: LastState, seed: int = 0) -> SteadyState:
-    """Measure it."""
+    """Measure the distance of a last state from a steady one."""
     problem, h = at.problem, at.h
     image = Linearization(problem, h, at.theta, problem.input(problem.steps - 1)).image
     residual = at.sensitivity.steady_state_residual()

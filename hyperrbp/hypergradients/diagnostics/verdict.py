@@ -1,4 +1,4 @@
-"""May a hypergradient be trusted? One verdict from all that is known, and the reason in words."""
+"""The verdict: whether a hypergradient can be trusted, from all that is known, and why."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hyperrbp.hypergradients.agreement import Agreement
 from hyperrbp.hypergradients.method import Status
 
 if TYPE_CHECKING:
-    from hyperrbp.hypergradients.diagnostics.short_horizon import Horizon
+    from hyperrbp.hypergradients.diagnostics.short_horizon import ShortHorizon
 
 KEPT = 0.5
 """The share of the steepest decrease that a trusted gradient keeps; see Agreement.descent."""
@@ -38,22 +38,22 @@ class Verdict(StrEnum):
 
     @property
     def trusted(self) -> bool:
-        """Whether to follow it."""
+        """Return whether to follow it."""
         return self in (Verdict.EXACT, Verdict.AGREES, Verdict.CONVERGED, Verdict.SETTLED)
 
     @property
     def usable(self) -> bool:
-        """Whether nothing speaks against it; an undecided one may be followed, with open eyes."""
+        """Return whether nothing speaks against it; an undecided one may be followed with care."""
         return self.trusted or self is Verdict.UNDECIDED
 
     @property
     def sentence(self) -> str:
-        """For a reader."""
+        """Return the reason in a sentence."""
         return SENTENCES[self]
 
     @property
     def advice(self) -> str:
-        """What to do."""
+        """Return what to do about it; empty where nothing has to be done."""
         return _ADVICE.get(self, "")
 
 
@@ -92,7 +92,7 @@ _ADVICE = {
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known; None is unknown."""
+    """What is known of a gradient; None is unknown."""
 
     gradient: Sequence[float]
     """Of length p."""
@@ -101,13 +101,13 @@ class Evidence:
     status: Status
     agreement: Agreement | None = None
     """With the exact gradient."""
-    horizon: Horizon | None = None
+    horizon: ShortHorizon | None = None
     above_noise: float | None = None
     """The share of components that stand out of the minibatch noise."""
 
 
 def judge(known: Evidence) -> Verdict:
-    """The verdict. Where the exact gradient is known, it alone decides about one that is not zero.
+    """Judge a gradient; where the exact one is known, it alone decides, unless it is zero.
 
     In order: what is no gradient, what agrees or disagrees with the exact one, and without that
     what the solve itself, the noise and longer truncations tell.

@@ -16,15 +16,14 @@ from torch import Tensor
 
 from hyperrbp import Averaging, hypergradient
 from hyperrbp.exceptions import DivergedError
-from hyperrbp.experiments.checkpoint import finite
 from hyperrbp.hypergradients.agreement import Agreement, agreement
 from hyperrbp.hypergradients.diagnostics.examination import Scope, examine
 from hyperrbp.hypergradients.diagnostics.finite_differences import finite_differences
 from hyperrbp.hypergradients.diagnostics.last_state import LastState
 from hyperrbp.hypergradients.diagnostics.linear_solve import SOLVED, Outcome, linear_solve
 from hyperrbp.hypergradients.diagnostics.noise import ENOUGH, noise
-from hyperrbp.hypergradients.diagnostics.series import growth_rate, walk_series
-from hyperrbp.hypergradients.diagnostics.short_horizon import Horizon, horizon
+from hyperrbp.hypergradients.diagnostics.series import growth_rate, neumann_series
+from hyperrbp.hypergradients.diagnostics.short_horizon import ShortHorizon, short_horizon
 from hyperrbp.hypergradients.diagnostics.smoothness import smoothness
 from hyperrbp.hypergradients.diagnostics.spectrum import spectrum
 from hyperrbp.hypergradients.diagnostics.steady_state import steady_state
@@ -39,6 +38,7 @@ from hyperrbp.hypergradients.method_selection import (
 )
 from hyperrbp.hypergradients.neumann import Neumann
 from hyperrbp.hypergradients.settings import GradientSettings
+from hyperrbp.runtime.documents import finite_or_null
 
 RADII = (0.5, 0.99, 1.01, 1.5)
 KINDS = ("symmetric", "skewed", "triangular", "momentum")
@@ -255,7 +255,7 @@ def test_the_series_walks_through_dense_powers(kind, radius):
     Catches a growth that is told from two terms.
     """
     A, B, g = known(kind, radius, 12)[0], normal(12, 4, seed=7), normal(12, seed=5)
-    found = walk_series(lambda u: A.T @ u, g, lambda u: B.T @ u, 40)
+    found = neumann_series(lambda u: A.T @ u, g, lambda u: B.T @ u, 40)
     every = terms(A, g, 41)
     norms = every.norm(dim=1)
     assert found.norms == pytest.approx((norms / g.norm()).tolist(), rel=1e-9)
@@ -265,17 +265,17 @@ def test_the_series_walks_through_dense_powers(kind, radius):
     assert found.growth_rate == pytest.approx(math.exp(line[0]), rel=1e-9)
     assert found.smallest_term == int(norms.argmin())
     assert torch.equal(g, normal(12, seed=5)), "the loss gradient was changed"
-    longer = walk_series(A.T.__matmul__, g, lambda u: u, 300)
+    longer = neumann_series(A.T.__matmul__, g, lambda u: u, 300)
     assert kind != "symmetric" or longer.growth_rate == pytest.approx(radius, rel=1e-6)
 
 
 def test_a_series_stops_where_nothing_more_can_come():
-    nothing = walk_series(lambda u: u, vector(0, 0), lambda u: u, 9)
+    nothing = neumann_series(lambda u: u, vector(0, 0), lambda u: u, 9)
     assert (nothing.norms, nothing.last_share, nothing.growth_rate) == ([0.0], 0.0, 0.0)
     assert (nothing.gradients.tolist(), nothing.smallest_term) == ([[0, 0]], 0)
     shift = torch.diag(vector(1, 1), 1)
-    assert walk_series(shift.__matmul__, vector(0, 0, 1), lambda u: u, 9).norms == [1, 1, 1, 0]
-    over = walk_series(lambda u: 1e200 * u, vector(1, 0), lambda u: u, 9)
+    assert neumann_series(shift.__matmul__, vector(0, 0, 1), lambda u: u, 9).norms == [1, 1, 1, 0]
+    over = neumann_series(lambda u: 1e200 * u, vector(1, 0), lambda u: u, 9)
     assert len(over.norms) == len(over.gradients) <= 4
     assert over.norms[-1] == over.growth_rate == math.inf
     assert growth_rate([4.0, 1.0, 2.0, 9.0]) == pytest.approx(3)
@@ -293,7 +293,7 @@ def test_a_series_is_cut_at_its_smallest_term_only_if_it_grows(largest, start, s
     A, g = torch.diag(vector(largest, 0.3, -0.2)), vector(start, 0.5, 0.3)
     cut, plain = (Neumann(cut_growing=c).solve(dense(A), g, 20, None) for c in (True, False))
     every = terms(A, g, 21)
-    assert walk_series(A.__matmul__, g, lambda u: u, 20).smallest_term == smallest
+    assert neumann_series(A.__matmul__, g, lambda u: u, 20).smallest_term == smallest
     torch.testing.assert_close(cut.z, every[: smallest + 1].sum(0), rtol=1e-12, atol=0)
     torch.testing.assert_close(plain.z, every.sum(0), rtol=1e-12, atol=0)
     assert cut.status is plain.status is (Status.GROWING if largest > 1 else Status.TRUNCATED)
@@ -396,7 +396,7 @@ def test_components_are_told_from_noise_at_two_standard_errors():
 )
 def test_longer_truncations_go_as_far_as_the_run(method, trunc, steps, minibatches, truncs):
     settings = GradientSettings(method, trunc, Averaging(minibatches=minibatches))
-    found = horizon(LastState.of_run(*halving(steps)), settings)
+    found = short_horizon(LastState.of_run(*halving(steps)), settings)
     assert (found and found.truncs) == truncs
     assert truncs != [3] or not found.settled, "nothing was compared"
 
@@ -405,7 +405,7 @@ def test_longer_truncations_go_as_far_as_the_run(method, trunc, steps, minibatch
 def test_a_component_whose_sign_flips_is_short_horizon_bias(method, counts):
     problem, theta = flipping()
     settings = GradientSettings(method, 1 if method == "neumann" else 2)
-    found = horizon(LastState.of_run(problem, theta), settings)
+    found = short_horizon(LastState.of_run(problem, theta), settings)
     first, middle, last = (
         problem.B.T @ terms(problem.A, problem.q, count).sum(0) for count in counts
     )
@@ -495,8 +495,9 @@ def test_the_share_of_the_steepest_decrease_that_is_kept(found, exact, descent):
 
 GOOD, BAD = Agreement(0.9, 1.0, KEPT, 1.0), Agreement(0.9, 0.5, KEPT - 0.01, 1.0)
 UPHILL, VOID = Agreement(-0.1, 0.5, 0.9, 1.0), Agreement(None, 0.0, None, None)
-NEAR, FAR = Horizon([1, 4], [1.0, 0.96], [[], []], 0), Horizon([1, 4], [1.0, 0.9], [[], []], 0)
-CLEAR, LOST, ALONE = ABOVE_NOISE, ABOVE_NOISE - 0.01, Horizon([3], [1.0], [[]], 0)
+NEAR = ShortHorizon([1, 4], [1.0, 0.96], [[], []], 0)
+FAR = ShortHorizon([1, 4], [1.0, 0.9], [[], []], 0)
+CLEAR, LOST, ALONE = ABOVE_NOISE, ABOVE_NOISE - 0.01, ShortHorizon([3], [1.0], [[]], 0)
 
 
 @pytest.mark.parametrize(
@@ -547,7 +548,7 @@ CHEAP = replace(WITHOUT, horizon=False, spectrum=False)
 
 
 def plain_json(found) -> dict:
-    return json.loads(json.dumps(finite(found.to_json()), allow_nan=False))
+    return json.loads(json.dumps(finite_or_null(found.to_json()), allow_nan=False))
 
 
 def by_rule(first: Tensor, longest: Tensor, truth: Tensor | None, norms: Tensor) -> str:
