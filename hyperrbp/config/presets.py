@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from pathlib import Path
 
 from hyperrbp.exceptions import UsageError
+from hyperrbp.runtime.suggestions import did_you_mean
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -46,8 +46,7 @@ def find(recipe: str) -> Path:
         return built_in(recipe)
     if is_folder:
         raise UsageError(f"{recipe}: a folder, but not of a run: it has no recipe.yaml")
-    near = difflib.get_close_matches(path.stem, names(), n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
+    hint = did_you_mean(path.stem, names())
     if path.suffix or "/" in recipe:
         raise UsageError(f"{recipe}: no such recipe file{hint}")
     raise UsageError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import re
@@ -16,8 +15,8 @@ from pydantic_core import ErrorDetails
 
 from hyperrbp.config import strict_yaml
 from hyperrbp.config.strict_yaml import KeyPath, dotted
+from hyperrbp.runtime.suggestions import nearest, shown
 from hyperrbp.runtime.suggestions import not_one_of as not_one_of
-from hyperrbp.runtime.suggestions import shown
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
@@ -150,8 +149,8 @@ def _nearest(at: KeyPath, known: type[BaseModel] | list[str]) -> str:
         if meant := [path for path in everywhere if path.split(".")[-1] == key]:
             places = [path if "." in path else f"{path} at the top level" for path in meant]
             return f"did you mean {' or '.join(places)}?"
-    if near := difflib.get_close_matches(key, here, n=1, cutoff=0.5):
-        return f"did you mean {near[0]}?"
+    if near := nearest(key, here, cutoff=0.5):
+        return f"did you mean {near}?"
     return f"expected one of {', '.join(here)}" if here else "there are no options here"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from hyperrbp.data import arrays
 from hyperrbp.data.batches import Batch
 from hyperrbp.data.builtin import DataSet
 from hyperrbp.exceptions import DataError, what_it_says
+from hyperrbp.runtime.suggestions import did_you_mean
 
 _TRAIN, _TEST, _WHOLE = ("x_train", "y_train"), ("x_test", "y_test"), ("inputs", "targets")
 _NAMES = {*_TRAIN, *_TEST, *_WHOLE}
@@ -78,8 +78,7 @@ def _examples(
     for name in names:
         if name not in found:
             others = [other for other in known if other not in _NAMES]
-            near = difflib.get_close_matches(name, others, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            hint = did_you_mean(name, others)
             raise DataError(f"{file} has {', '.join(known)}, but no {name}{hint}")
     inputs = found[names[0]]
     if inputs.ndim == 4:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from hyperrbp.exceptions import UsageError
+from hyperrbp.runtime.suggestions import did_you_mean
 
 
 def build(kind: str, shape: tuple[int, ...], classes: int, options: Mapping[str, Any]) -> nn.Module:
@@ -26,8 +26,7 @@ def build(kind: str, shape: tuple[int, ...], classes: int, options: Mapping[str,
 
     known = models.list_models(module=models)
     if kind not in known:
-        near = difflib.get_close_matches(kind, known, n=1)
-        hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"
+        hint = did_you_mean(kind, known) or f"; there are {', '.join(known)}"
         raise UsageError(f"torchvision has no model '{kind}'{hint}")
     own = dict(options)
     normalization = own.pop("normalization", "batch")
