@@ -1,4 +1,4 @@
-"""Every failure that the tool names, drawn in one place, each with its exit code."""
+"""Every failure that hyperrbp foresees: one class each, with the exit code of the command line."""
 
 from __future__ import annotations
 
@@ -47,6 +47,10 @@ class DataError(HyperrbpError):
     """Data that is missing, damaged, or smaller than the recipe needs."""
 
     exit_code = 3
+
+
+class MissingDataError(DataError):
+    """Data that is not there, and would be if it were downloaded or its folder were named."""
 
 
 class DeviceError(HyperrbpError):
@@ -108,24 +112,29 @@ EXIT_CODES: dict[int, str] = {
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether Python, PyTorch on a CPU, or CUDA ran out of memory."""
+    """Return whether Python, PyTorch on a CPU, or CUDA ran out of memory."""
     return (
         isinstance(error, MemoryError | MemoryExhaustedError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or "can't allocate memory" in str(error)
+        or type(error).__name__ == "OutOfMemoryError"  # torch's, which is not imported for this
+        or _is_of_cpu_allocator(error)
     )
 
 
-def speaks_for_itself(error: BaseException) -> bool:
-    """Whether it is one of ours, or has an answer of its own: it is passed on as it is."""
+def _is_of_cpu_allocator(error: BaseException) -> bool:
+    # PyTorch's CPU allocator has no exception type of its own: it raises a plain RuntimeError.
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def is_foreseen(error: BaseException) -> bool:
+    """Return whether an error needs no explanation: it is one of ours, or memory ran out."""
     return isinstance(error, HyperrbpError) or is_out_of_memory(error)
 
 
-def what_it_says(error: BaseException) -> str:
-    """What it says, in one line; what it is, if it says nothing."""
+def message_of(error: BaseException) -> str:
+    """Return the message of an error in one line, or the name of its type if it has none."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def one_line(error: BaseException) -> str:
-    """What it is and what it says."""
+def type_and_message_of(error: BaseException) -> str:
+    """Return the type and the message of an error in one line: ``ValueError: no such file``."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"

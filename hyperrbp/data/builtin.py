@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hyperrbp.exceptions import DataError, what_it_says
+from hyperrbp.exceptions import DataError, MissingDataError, message_of
 
 if TYPE_CHECKING:
     from hyperrbp.data.batches import Batch
@@ -117,7 +117,7 @@ def _torchvision(class_name: str) -> Callable[[Path, bool], DataSet]:
         }
         if missing and not download:
             lacks = ", ".join(file.name for file in missing)
-            raise DataError(
+            raise MissingDataError(
                 f"{class_name} not found: {folder} lacks {lacks}; name the folder that"
                 f" {class_name} lies in with --data-root or HYPERRBP_DATA, or let it be downloaded"
                 " with --set data.download=true"
@@ -183,7 +183,7 @@ def _download(class_name: str, missing: Mapping[Path, str], folder: Path) -> Non
                 file.unlink()
             for path in made:
                 path.rmdir()
-        reason = what_it_says(error)
+        reason = message_of(error)
         raise DataError(f"{class_name} cannot be downloaded into {folder}: {reason}") from error
 
 

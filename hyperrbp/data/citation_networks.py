@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hyperrbp.exceptions import DataError, StorageError, UsageError, what_it_says
+from hyperrbp.exceptions import DataError, MissingDataError, StorageError, UsageError, message_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -140,7 +140,7 @@ def load_citations(name: str, root: Path, *, download: bool = False) -> Citation
     raw = _verified_files(folder, network)
     missing = [file for file in network.digests if file not in raw]
     if missing and not download:
-        raise DataError(
+        raise MissingDataError(
             f"{network.folder} not found: {folder} lacks {', '.join(missing)}; name the folder that"
             f" {network.folder} lies in with --data-root or HYPERRBP_DATA, or let it be downloaded"
             " with --set data.download=true"
@@ -199,7 +199,7 @@ def _fetch(source: str, name: str, folder: Path, network: Network) -> bytes:
         with urllib.request.urlopen(address, timeout=60) as response:
             content: bytes = response.read()
     except (OSError, http.client.HTTPException) as error:
-        reason = what_it_says(error)
+        reason = message_of(error)
         raise DataError(f"{name} cannot be downloaded into {folder}: {reason}") from error
     _verify(content, name, network, where=address)
     return content
@@ -241,7 +241,7 @@ def _parse(raw: dict[str, bytes], network: Network, planetoid: Any) -> CitationG
         where = error.filename or tempfile.gettempdir()
         raise StorageError(f"{where}: {error.strerror or error}") from error
     except Exception as error:  # pickles of 2016 in the libraries of the day
-        reason = what_it_says(error)
+        reason = message_of(error)
         raise DataError(
             f"{network.folder} is undamaged, but the libraries installed cannot read it: {reason}"
         ) from error

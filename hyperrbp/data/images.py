@@ -12,7 +12,7 @@ from PIL import Image
 from hyperrbp.data import arrays
 from hyperrbp.data.batches import Batch
 from hyperrbp.data.builtin import DataSet
-from hyperrbp.exceptions import DataError, what_it_says
+from hyperrbp.exceptions import DataError, message_of
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
 _GRAY = {"1", "L", "LA"}
@@ -59,7 +59,7 @@ def _part(folder: Path, classes: list[str], pixels: Pixels) -> Batch:
             except (MemoryError, DataError):
                 raise
             except Exception as error:  # from many decoders
-                reason = what_it_says(error)
+                reason = message_of(error)
                 raise DataError(f"{file} cannot be read: {reason}") from error
             labels.append(classes.index(path.name))
     return stacked(images, labels, str(folder))

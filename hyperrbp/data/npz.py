@@ -10,7 +10,7 @@ import numpy as np
 from hyperrbp.data import arrays
 from hyperrbp.data.batches import Batch
 from hyperrbp.data.builtin import DataSet
-from hyperrbp.exceptions import DataError, what_it_says
+from hyperrbp.exceptions import DataError, message_of
 from hyperrbp.runtime.suggestions import did_you_mean
 
 _TRAIN, _TEST, _WHOLE = ("x_train", "y_train"), ("x_test", "y_test"), ("inputs", "targets")
@@ -56,7 +56,7 @@ def _read(file: Path) -> tuple[dict[str, Any], list[str]]:
     except FileNotFoundError:
         raise DataError(f"{file}: no such file; data.name is relative to the recipe") from None
     except Exception as error:  # bytes that are no archive fail in any way at all
-        reason = what_it_says(error)
+        reason = message_of(error)
         if "allow_pickle" in reason:
             reason = "it holds Python objects, which are not opened; expected arrays of numbers"
         raise DataError(f"{file} cannot be read: {reason}") from error

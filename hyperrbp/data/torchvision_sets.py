@@ -14,7 +14,7 @@ from hyperrbp.data.builtin import SOURCES, DataSet
 from hyperrbp.data.builtin import load as load_built_in
 from hyperrbp.data.images import Pixels, stacked
 from hyperrbp.data.sources import TORCHVISION_SETS
-from hyperrbp.exceptions import DataError, what_it_says
+from hyperrbp.exceptions import DataError, message_of
 
 _BUILT_IN = {"MNIST": "mnist", "FashionMNIST": "fashion-mnist", "KMNIST": "kmnist"}
 """Downloaded over https alone, whole or not at all."""
@@ -55,7 +55,7 @@ def load(
         except (MemoryError, DataError):
             raise
         except Exception as error:  # whatever torchvision and what it imports may raise
-            reason = what_it_says(error)
+            reason = message_of(error)
             remedy = "" if download else "; --set data.download=true lets torchvision fetch it"
             raise DataError(
                 f"torchvision:{kind} cannot be read from {root}: {reason}{remedy}"

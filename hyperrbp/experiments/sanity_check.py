@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hyperrbp.config.recipe import Recipe
 from hyperrbp.data.batches import Batch
-from hyperrbp.exceptions import UsageError, one_line, speaks_for_itself
+from hyperrbp.exceptions import UsageError, is_foreseen, type_and_message_of
 from hyperrbp.experiments.data_module import Examples
 from hyperrbp.problems.training.run import TrainingRun
 from hyperrbp.runtime import user_code
@@ -32,10 +32,10 @@ def look(run: TrainingRun, train: Batch, recipe: Recipe, examples: Examples) -> 
         try:
             made = run.objective.outputs(parameters, x.inputs)
         except Exception as error:
-            if speaks_for_itself(error):
+            if is_foreseen(error):
                 raise
             what = f"{model}, on inputs of shape {_of(x.inputs)}"
-            raise UsageError(f"{what}: {one_line(error)}") from error
+            raise UsageError(f"{what}: {type_and_message_of(error)}") from error
         _see_outputs(made, len(x), model, examples)
         shown = train.inputs[:_TWICE]
         first, again = (run.objective.outputs(parameters, shown) for _ in _seeds())
@@ -44,10 +44,10 @@ def look(run: TrainingRun, train: Batch, recipe: Recipe, examples: Examples) -> 
         try:
             losses = examples.loss(made, x.targets)
         except Exception as error:
-            if speaks_for_itself(error):
+            if is_foreseen(error):
                 raise
             what = f"{loss}, on outputs of shape {_of(made)} and targets of {_of(x.targets)}"
-            raise UsageError(f"{what}: {one_line(error)}") from error
+            raise UsageError(f"{what}: {type_and_message_of(error)}") from error
     if not isinstance(losses, Tensor) or not losses.is_floating_point():
         raise UsageError(f"{loss} made {type(losses).__name__}; expected a tensor of floats")
     if losses.shape not in ((), (len(x),)):
@@ -62,10 +62,12 @@ def look(run: TrainingRun, train: Batch, recipe: Recipe, examples: Examples) -> 
             if gradient.requires_grad:  # or else the loss is affine
                 torch.autograd.grad(gradient.sum(), w)
     except Exception as error:
-        if speaks_for_itself(error):
+        if is_foreseen(error):
             raise
         both = f"{loss} of {model}"
-        raise UsageError(f"{both} cannot be differentiated twice: {one_line(error)}") from error
+        raise UsageError(
+            f"{both} cannot be differentiated twice: {type_and_message_of(error)}"
+        ) from error
 
 
 def _seeds() -> Iterator[int]:

@@ -15,7 +15,7 @@ from hyperrbp.data.citation_networks import (
     principal_components,
     split,
 )
-from hyperrbp.exceptions import DataError
+from hyperrbp.exceptions import DataError, MissingDataError
 from hyperrbp.paper.artifact import Artifact, Finding, Plan, mean_and_deviation, plus_minus
 from hyperrbp.paper.published import METHODS, TABLE2, TABLE_A1
 from hyperrbp.paper.run_specs import Outcome, RunSpec, TrainSpec, recipe_of
@@ -214,7 +214,7 @@ class TableA1(Artifact):
             try:
                 graph = load_citations(name, data_root(plan.data_root))
             except DataError as error:
-                absent = "files absent" if "not found" in str(error) else str(error)
+                absent = "files absent" if isinstance(error, MissingDataError) else str(error)
                 rows.append({"network": name, "status": f"not run: {absent}"} | paper)
                 continue
             found = {

@@ -19,6 +19,7 @@ from hyperrbp.exceptions import (
     DivergedError,
     HyperrbpError,
     LockError,
+    MissingDataError,
     StorageError,
     UsageError,
 )
@@ -86,7 +87,7 @@ class RunSpec(ABC):
             result = folder.result() if folder.result_file.exists() else {}
             return Outcome(folder, result, str(error))
         except DataError as error:
-            absent = "files absent" if "not found" in str(error) else str(error)
+            absent = "files absent" if isinstance(error, MissingDataError) else str(error)
             return Outcome(folder, {}, f"not run: {absent}")
         except HyperrbpError as error:
             if isinstance(error, UsageError | CheckpointError | LockError | StorageError):

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
-from hyperrbp.exceptions import UsageError, one_line
+from hyperrbp.exceptions import UsageError, type_and_message_of
 
 _NAMED = re.compile(r"(?!torchvision:)(?P<module>[^:]*[^:\s]):(?P<function>[A-Za-z_]\w*)")
 
@@ -96,7 +96,7 @@ class Modules:
                 raise TypeError(f"{attribute} is not a function")
             return use(found)
         except (Exception, SystemExit) as error:  # it is any code at all
-            raise UsageError(f"{described(name)}: {one_line(error)}") from error
+            raise UsageError(f"{described(name)}: {type_and_message_of(error)}") from error
         finally:
             sys.dont_write_bytecode = before
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from hyperrbp.exceptions import UsageError, one_line, speaks_for_itself
+from hyperrbp.exceptions import UsageError, is_foreseen, type_and_message_of
 from hyperrbp.problems.training.hidden_state import refuse_hidden_state
 from hyperrbp.problems.training.terms import Terms
 from hyperrbp.runtime.tracing import TracedFunction
@@ -95,11 +95,11 @@ class Objective:
         try:
             losses = self._loss(outputs, targets)
         except Exception as error:
-            if speaks_for_itself(error):
+            if is_foreseen(error):
                 raise
             if not bool(outputs.isfinite().all()):  # which it need not put up with: no loss either
                 return outputs.sum() * math.nan
-            raise UsageError(f"the loss failed: {one_line(error)}") from error
+            raise UsageError(f"the loss failed: {type_and_message_of(error)}") from error
         if not weights:
             return losses.mean() if losses.dim() else losses
         if losses.shape != weights[0].shape:
