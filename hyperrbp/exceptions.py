@@ -89,28 +89,6 @@ class LockError(HyperrbpError):
     exit_code = 10
 
 
-NOT_TRUSTED = 5
-"""The exit code of a check that ended well with a gradient that should not be trusted."""
-
-EXIT_CODES: dict[int, str] = {
-    0: "done",
-    1: "a fault of hyperrbp itself (please report it)",
-    2: "the recipe or the command line is wrong; nothing was touched",
-    3: "data missing, damaged or too small",
-    4: "the device that was asked for is not available",
-    NOT_TRUSTED: "check: do not trust this gradient",
-    6: "the run turned non-finite; the best and the last finite hyperparameters, or weights, are"
-    " kept",
-    7: "a run folder or checkpoint cannot be used",
-    8: "out of memory",
-    9: "a file could not be written (disk full, no permission)",
-    10: "the run folder is in use by another process",
-    130: "interrupted (Ctrl-C); resume with --resume",
-    143: "terminated; resume with --resume",
-}
-"""What each exit code of the command line means."""
-
-
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether Python, PyTorch on a CPU, or CUDA ran out of memory."""
     return (

@@ -21,9 +21,10 @@ from typer.testing import CliRunner
 
 import hyperrbp
 from hyperrbp.cli import app as cli
+from hyperrbp.cli.exit_codes import EXIT_CODES
+from hyperrbp.cli.output import stderr
 from hyperrbp.config import presets
 from hyperrbp.config.recipe import parse, parse_any, read, read_any
-from hyperrbp.exceptions import EXIT_CODES
 from hyperrbp.experiments import checkpoint
 
 TINY = """\
@@ -470,7 +471,7 @@ def test_quiet_prints_nothing(elsewhere):
 def test_on_a_terminal_the_display_is_redrawn(elsewhere, monkeypatch):
     screen = io.StringIO()
     for name, value in (("_file", screen), ("_force_terminal", True), ("is_interactive", True)):
-        monkeypatch.setattr(cli.stderr, name, value)
+        monkeypatch.setattr(stderr, name, value)
     done = run("tune", "tiny.yaml", "--out", "a[/b]")  # brackets are no markup
     assert done.exit_code == 0
     assert "run folder a[/b]" in screen.getvalue()
@@ -585,6 +586,7 @@ def test_a_signal_that_gets_lost_ends_the_run_all_the_same(grace, signals):
 import contextlib, os, signal, time
 from hyperrbp.cli import app as cli
 from hyperrbp.config import presets
+from hyperrbp.runtime import signals
 
 def names():
     for _ in range({signals}):
@@ -592,7 +594,7 @@ def names():
             os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(60)
 
-cli._GRACE, presets.names = {grace}, names
+signals.GRACE, presets.names = {grace}, names
 cli.app(["ls"])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=20)
@@ -653,7 +655,9 @@ def test_an_answer_that_cannot_be_written(words):
 
 def test_a_run_goes_on_when_nobody_reads_its_progress():
     code = (
-        "from hyperrbp.cli.app import stderr\nfor n in range(9): stderr.print(n)\nprint('went on')"
+        "from hyperrbp.cli.output import stderr\n"
+        "for n in range(9): stderr.print(n)\n"
+        "print('went on')"
     )
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 from conftest import FORKS
 
-from hyperrbp import __main__ as entry
 from hyperrbp.cli import app as cli
 from hyperrbp.experiments import checkpoint
 from hyperrbp.experiments.run_folder import RunFolder
+from hyperrbp.runtime import signals
 
 TUNING = """\
 threads: 1
@@ -58,8 +58,7 @@ def enter(place: Path, words: list[str]) -> None:
     for stream, file in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPED)
-    for number in STOPPED:  # as from the first line of the command on
-        signal.signal(number, entry._leave)
+    signals.exit_at_once()  # as from the first line of the command on
     sys.argv = ["hyperrbp", *words]
     Path("entered").touch()
     cli.main()

@@ -1,0 +1,212 @@
+"""``hyperrbp tune``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hyperrbp.cli.exit_codes import faults_to_exit_codes
+from hyperrbp.cli.options import (
+    METHODS,
+    WHAT,
+    DataRootOption,
+    DeviceOption,
+    InexactOption,
+    JsonOption,
+    OutOption,
+    QuietOption,
+    RecipeArgument,
+    ResumeOption,
+    RunCodeOption,
+    SeedOption,
+    SetOption,
+    TrainStepsOption,
+    TruncOption,
+    given,
+    run_folder,
+)
+from hyperrbp.cli.output import notify, print_answer, print_json, stderr
+from hyperrbp.cli.reading import tuning_recipe
+
+if TYPE_CHECKING:
+    from hyperrbp.config.recipe import Recipe
+    from hyperrbp.experiments.run_folder import RunFolder
+    from hyperrbp.experiments.tune import Observer
+    from hyperrbp.hypergradients.cost_model import Cost
+
+
+def tune(
+    recipe: RecipeArgument,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help=f"{METHODS}; or auto, which tries some and says why.", rich_help_panel=WHAT
+        ),
+    ] = None,
+    trunc: TruncOption = None,
+    train_steps: TrainStepsOption = None,
+    meta_steps: Annotated[
+        int | None, typer.Option(help="Updates of the hyperparameters.", rich_help_panel=WHAT)
+    ] = None,
+    seed: SeedOption = None,
+    device: DeviceOption = None,
+    check_every: Annotated[
+        int | None,
+        typer.Option(
+            help="Examine the gradient in full every so many meta steps; auto chooses again then.",
+            rich_help_panel=WHAT,
+        ),
+    ] = None,
+    cut_growing: Annotated[
+        bool,
+        typer.Option(
+            "--cut-growing",
+            help="neumann: sum a growing series to its smallest term only.",
+            rich_help_panel=WHAT,
+        ),
+    ] = False,
+    on_divergence: Annotated[
+        str | None,
+        typer.Option(
+            help="stop, or rollback: go back to the best with half the meta step.",
+            rich_help_panel=WHAT,
+        ),
+    ] = None,
+    settings: SetOption = None,
+    run_code: RunCodeOption = False,
+    data_root: DataRootOption = None,
+    out: OutOption = None,
+    resume: ResumeOption = False,
+    inexact_resume: InexactOption = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Print the resolved recipe and what a meta step should cost; stop."
+        ),
+    ] = False,
+    profile: Annotated[
+        bool,
+        typer.Option(
+            "--profile", help="First take a profiler trace and tensor bytes of one meta step."
+        ),
+    ] = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Tune the hyperparameters of a recipe.
+
+    hyperrbp tune digits
+
+    hyperrbp tune mnist --method bptt --train-steps 100 --data-root data
+
+    hyperrbp tune runs/digits-20260101T000000Z --resume --meta-steps 80
+    """
+    with faults_to_exit_codes(advice="; go on with --resume"):
+        from hyperrbp.experiments.run_folder import default_folder, open_run
+
+        out = run_folder(recipe, out, resume)
+        overrides = given(
+            ("--method", "gradient.method", method),
+            ("--trunc", "gradient.trunc", trunc),
+            ("--train-steps", "inner.steps", train_steps),
+            ("--meta-steps", "meta.steps", meta_steps),
+            ("--seed", "seed", seed),
+            ("--device", "device", device),
+            ("--check-every", "gradient.check_every", check_every),
+            ("--on-divergence", "meta.on_divergence", on_divergence),
+            ("--cut-growing", "gradient.options.neumann.cut_growing", cut_growing or None),
+        )
+        resolved = tuning_recipe(recipe, settings, overrides, run_code)
+        if dry_run:
+            _dry_run(resolved, data_root, as_json)
+            return
+        # Before PyTorch is imported: whoever comes second learns of it at once.
+        with open_run(out or default_folder(resolved.name), resume) as folder:
+            result = _run(resolved, folder, data_root, resume, inexact_resume, profile, quiet)
+            _print(result, as_json, quiet)
+            if profile and not quiet:
+                place = folder.path / "profile"
+                notify(f"profile of one meta step: {place} (trace.json, bytes.json)")
+
+
+def _run(
+    recipe: Recipe,
+    folder: RunFolder,
+    data_root: Path | None,
+    resume: bool,
+    inexact_resume: bool,
+    profile: bool,
+    quiet: bool,
+) -> dict[str, Any]:
+    from hyperrbp.experiments.tune import tune_recipe
+    from hyperrbp.reporting.tensorboard import TensorBoard
+    from hyperrbp.reporting.terminal import Dashboard, Plain
+
+    screen = Dashboard(stderr) if stderr.is_terminal else Plain(stderr)
+    observers: list[Observer] = [TensorBoard()]
+    if profile:
+        from hyperrbp.experiments.profiling import ProfileFirst
+
+        observers.insert(0, ProfileFirst())
+    if not quiet:
+        observers.append(screen)
+    return tune_recipe(
+        recipe,
+        folder,
+        data_root=data_root,
+        resume=resume,
+        inexact_resume=inexact_resume,
+        observers=observers,
+        told=(lambda *_: None) if quiet else screen.told,
+    )
+
+
+def _print(result: dict[str, Any], as_json: bool, quiet: bool) -> None:
+    from hyperrbp.reporting.terminal import answer
+
+    if as_json:
+        print_json(result)
+    elif not quiet:
+        print_answer(answer(result))
+
+
+def _dry_run(recipe: Recipe, data_root: Path | None, as_json: bool) -> None:
+    from hyperrbp.experiments.experiment import Experiment
+    from hyperrbp.hypergradients.cost_model import predicted_cost
+
+    experiment = Experiment(recipe, data_root)
+    problem = experiment.problem()
+    with stderr.status("timing a few short runs …"):
+        cost = predicted_cost(problem, experiment.theta, experiment.gradient)
+    if as_json:
+        document = {
+            "recipe": experiment.recipe.model_dump(),
+            "weights": problem.weights,
+            "hyperparameters": len(experiment.theta),
+            "seconds": cost.seconds,
+            "saved_bytes": cost.saved_bytes,
+            "peak_bytes": cost.process_bytes,
+        }
+        print_json(document)
+        return
+    print(experiment.recipe.to_yaml())
+    print(f"# {problem.weights:,} weights, {len(experiment.theta)} hyperparameters")
+    _print_cost(recipe, cost)
+
+
+def _print_cost(recipe: Recipe, cost: Cost) -> None:
+    from hyperrbp.config.recipe import ADAM
+    from hyperrbp.reporting.terminal import duration, human_bytes
+
+    steps, screening = recipe.meta.steps, ""
+    if recipe.meta.optimizer != ADAM:
+        screening = " after the screening; those without a gradient cost less"
+    print(
+        f"# a meta step: about {duration(cost.seconds)}; autograd keeps"
+        f" {human_bytes(cost.saved_bytes)}, the process peaks near"
+        f" {human_bytes(cost.process_bytes)}"
+    )
+    total = duration((steps + 1) * cost.seconds)
+    print(f"# the run: {steps} meta steps, about {total}{screening}")
