@@ -69,7 +69,7 @@ def cli() -> str:
 
 def exit_codes() -> str:
     """List every exit code."""
-    from hyperrbp.exceptions import EXIT_CODES
+    from hyperrbp.cli.exit_codes import EXIT_CODES
 
     return table(["code", "meaning"], ([f"`{code}`", text] for code, text in EXIT_CODES.items()))
 
@@ -110,7 +110,7 @@ def keys(kind: type[BaseModel], name: str, prefix: str = "") -> Iterator[Key]:
     """Describe a key of a section, and the keys below it."""
     about = kind.model_fields[name]
     inner = section_of(kind, name)
-    if inner is None or about.description:
+    if inner is None or type(None) in get_args(about.annotation):
         yield (
             f"{prefix}{name}",
             described(about.annotation, _bounds(about.metadata)),
@@ -260,6 +260,13 @@ def _attribute_docstrings(kind: type) -> dict[str, str]:
             ):
                 found[above.target.id] = str(below.value.value)
     return found
+
+
+def optimizers() -> str:
+    """List what can move the hyperparameters."""
+    from hyperrbp.optimizers import OPTIMIZERS
+
+    return table(["optimizer", ""], ([f"`{name}`", text] for name, text in OPTIMIZERS.items()))
 
 
 def kinds() -> str:
@@ -442,6 +449,7 @@ PARTS_BY_NAME: dict[str, Callable[[], str]] = {
     "recipes.md": recipes,
     "methods.md": methods,
     "method-options.md": method_options,
+    "optimizers.md": optimizers,
     "kinds.md": kinds,
     "statuses.md": statuses,
     "verdicts.md": verdicts,
