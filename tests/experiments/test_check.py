@@ -10,8 +10,8 @@ import torch
 from conftest import assert_refused, small_training_run
 from test_app import TINY, run
 
+from hyperrbp.cli.exit_codes import EXIT_CODES, NOT_TRUSTED
 from hyperrbp.config.recipe import parse
-from hyperrbp.exceptions import EXIT_CODES, NOT_TRUSTED
 from hyperrbp.experiments.tune import tune_recipe
 from hyperrbp.hypergradients import Averaging, hypergradient
 from hyperrbp.hypergradients.diagnostics.examination import examine
