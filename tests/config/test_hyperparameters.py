@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from test_hyperparameters import run_of
@@ -15,7 +13,6 @@ from hyperrbp.hypergradients import METHODS, Averaging, hypergradient, method_cl
 from hyperrbp.hypergradients.method import Horizon
 from hyperrbp.problems.training.hyperparameters import KINDS, Grain
 
-README = Path(__file__).parents[2] / "README.md"
 RECIPES = {
     "learning_rate, momentum": "{}",
     "learning_rate, momentum in segments": "{momentum: {segments: 2}}",
@@ -61,20 +58,6 @@ def test_a_refusal_names_the_kind_the_reason_and_what_would_do():
         "neumann cannot see init_scale: a steady state has forgotten its start; expected bptt or"
         " forward"
     )
-
-
-def test_readme_has_the_table():
-    lines = [
-        "| tuned | `bptt` | `forward` | `tbptt` | the implicit ones |",
-        "|---|---|---|---|---|",
-    ]
-    for row in HORIZONS:
-        cells = [
-            cell(row, horizon)
-            for horizon in (Horizon.RUN, Horizon.TANGENTS, Horizon.WINDOW, Horizon.STATE)
-        ]
-        lines.append(f"| {row.replace('_', ' ')} | {' | '.join(cells)} |")
-    assert "\n".join(lines) in README.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("method", ["neumann", "rbp", "cg", "gmres"])
