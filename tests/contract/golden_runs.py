@@ -81,9 +81,10 @@ def commands(size: str) -> dict[str, str]:
             for name, command in found.items()
         }
     some = SMALL if short else MIDDLE
+    init_scale = "tune digits --method bptt --set hyperparameters.init_scale={}"
     return found | {
         "tune-weight-decay": f"{WEIGHT_DECAY} {some}",
-        "tune-init-scale": f"tune digits --method bptt --set hyperparameters.init_scale={{}} {some}",
+        "tune-init-scale": f"{init_scale} {some}",
         "tune-example-weights": f"{EXAMPLE_WEIGHTS} {some}",
         "tune-convolution": f"{CONVOLUTION} {SMALL if short else MIDDLE + ' --trunc 20'}",
         "tune-rollback": f"{ROLLBACK} {'--train-steps 24 --meta-steps 4' if short else MIDDLE}",

@@ -1,7 +1,7 @@
-"""Write the golden values anew, from the code as it is: ``python tests/contract/regenerate_golden.py``.
+"""Write the golden values anew from the code as it is.
 
-To be run only where a result is meant to change; the commit says why. Names of runs as arguments
-restrict it to these, on the machine of the others only.
+``python tests/contract/regenerate_golden.py [NAME…]``, only when a result is meant to change; the
+commit says why. Names of runs restrict it to these, and need the machine that the others are of.
 """
 
 from __future__ import annotations

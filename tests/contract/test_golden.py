@@ -1,9 +1,10 @@
 """What commands compute, held against golden values: bit for bit on a machine like theirs.
 
-Float32 sums are rounded otherwise by another processor or another build of torch, and a tuning or a
-search adds up what is rounded. There the results are only held to a tolerance, and only those that
-do not depend on which of two near-equal points was the better one. The id of each test says which
-of the two it is: ``[tune-bptt-bitwise]`` or ``[tune-bptt-approximate]``.
+Another processor or another build of torch rounds float32 sums otherwise. There, results are held
+to a tolerance: of a short run the whole answer; of a full one, and of those that choose between
+near-equal points or have overshot, the first loss and gradient, if not of a solver that amplifies
+rounding. The id of each test says which it
+is: ``[tune-bptt-bitwise]`` or ``[tune-bptt-approximate]``.
 """
 
 from __future__ import annotations
@@ -13,7 +14,15 @@ import pytest
 
 BITWISE = golden_runs.same_environment()
 TOLERANCE = 1e-3
-"""Of the largest float in the same list or mapping."""
+"""Of the largest float in the same list or mapping. With torch and MKL restricted to AVX2, or to no
+vector instructions beyond SSE, what is compared was off by 1e-5 at most."""
+SENSITIVE = {
+    *("tune-optimizer-gradient", "tune-optimizer-surrogate", "tune-optimizer-both"),
+    *("tune-rollback", "tune-example-weights", "check", "compare"),
+}
+"""Short runs that amplify rounding: searches, a diverging run, spectra, digests."""
+SOLVERS = {"cg", "lsqr", "anderson"}
+"""Methods that lose orthogonality: their gradients, after 50 steps, are off by up to 10%."""
 
 
 def runs(size):
@@ -25,16 +34,28 @@ def runs(size):
     ]
 
 
-def well_conditioned(values):
-    """What rounding changes by little only: losses and gradients at the start."""
-    first, answer = values.get("first", {}), values["answer"]
-    found = {"first": {key: first[key] for key in ("gradient", "gradient_norm") if key in first}}
+def at_the_start(values):
+    """The first loss and gradient, and what is asked for: what rounding changes by little."""
+    answer, first = values["answer"], values.get("first", {})
     loss = answer.get("meta_loss", answer.get("loss"))
-    found["loss"] = loss[:1] if isinstance(loss, list) else [loss]
-    for key in ("status", "method", "meta_steps", "gradient", "exact", "best_possible"):
-        if key in answer:
-            found[key] = answer[key]
-    return found
+    found = {"loss": loss[:1] if isinstance(loss, list) else [loss]}
+    found["first"] = reliable({"method": answer.get("method")} | first, "gradient", "gradient_norm")
+    found["rows"] = [
+        reliable(row, "method", "trunc", "products", "gradient") for row in answer.get("rows", [])
+    ]
+    return found | golden_runs.only(answer, ("status", "gradient", "exact", "products"))
+
+
+def reliable(row, *keys):
+    """What these keys hold, without a gradient that rounding changes by much."""
+    if row["method"] in SOLVERS:
+        keys = [key for key in keys if not key.startswith("gradient")]
+    return golden_runs.only(row, keys)
+
+
+def without_counts(values):
+    """The answer without held-out accuracies, which one example more or less changes by 0.2%."""
+    return {key: item for key, item in values["answer"].items() if key != "test"}
 
 
 def assert_golden(size, name, command, folder):
@@ -43,10 +64,11 @@ def assert_golden(size, name, command, folder):
     assert golden["command"] == command, "its golden values are of another command"
     found = golden_runs.run(command, folder, golden.get("record_keys"))
     if BITWISE:
-        assert list(golden_runs.differences(golden, found)) == []
+        compared = golden_runs.differences(golden, found)
     else:
-        near = golden_runs.differences(well_conditioned(golden), well_conditioned(found), TOLERANCE)
-        assert list(near) == []
+        part = at_the_start if size == "full" or name in SENSITIVE else without_counts
+        compared = golden_runs.differences(part(golden), part(found), TOLERANCE)
+    assert list(compared) == []
 
 
 @pytest.mark.parametrize(("name", "command"), runs("short"))

@@ -237,12 +237,11 @@ def test_rbp_stops_at_its_tolerance():
 
 
 @pytest.mark.parametrize("update", ["maclaurin", "pytorch"])
-def test_bptt_of_a_training_run_agrees_with_finite_differences(update, cases):
+def test_bptt_of_a_training_run_agrees_with_finite_differences(update):
     """In 8 random directions, relatively to 1e-6, for both forms of SGD.
 
     Catches an error of three in a million.
     """
-    cases(8)
     problem, theta = small_training_run(steps=40, update=update)
     theta = theta + 0.1 * torch.randn(
         len(theta), generator=torch.Generator().manual_seed(1), dtype=torch.float64
@@ -385,12 +384,11 @@ def test_at_a_fixed_point_learning_rate_and_momentum_are_structurally_zero(name)
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_an_unused_parameter_is_structurally_zero(name, cases):
+def test_an_unused_parameter_is_structurally_zero(name):
     """What F does not feel, exactly or but for rounding, is told from what it feels a little.
 
     Catches a floor of zero, and one that hides a small sensitivity.
     """
-    cases(3)
     problem, theta = random_linear()
     problem.B[:, 2] = 0
     found = hypergradient(problem, theta, name, trunc=70)

@@ -359,12 +359,11 @@ def test_changes_of_the_state(name):
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
-def test_bptt_agrees_with_finite_differences(name, cases):
+def test_bptt_agrees_with_finite_differences(name):
     """BPTT in 8 random directions on every problem, relatively to 1e-6.
 
     Catches an error of three in a million.
     """
-    cases(8)
     problem, theta = PROBLEMS[name](steps=25)
     gradient = hypergradient(problem, theta, "bptt").gradient
     assert gradient.norm() > 1e-3

@@ -33,12 +33,11 @@ def at_fixed_point(problem, theta, steps: int):
 
 @few
 @given(contractions, st.integers(1, 20))
-def test_proposition_1_truncated(cases, drawn, trunc):
+def test_proposition_1_truncated(drawn, trunc):
     """K terms after the first are K + 1 differentiated updates at h* (eq. 6 and 18).
 
     Catches a series with a term too few.
     """
-    cases()
     problem, theta = drawn
     at_fixed_point(problem, theta, steps=trunc + 1)
     series = hypergradient(problem, theta, "neumann", trunc=trunc, options={"tolerance": 0.0})
@@ -54,12 +53,11 @@ def test_proposition_1_truncated(cases, drawn, trunc):
 
 @few
 @given(contractions, st.integers(1, 60))
-def test_proposition_1_full(cases, drawn, steps):
+def test_proposition_1_full(drawn, steps):
     """The full series is BPTT, within the tail ‖J‖^T / (1 − ‖J‖) that T updates leave out.
 
     Catches a run that is one update too short.
     """
-    cases()
     problem, theta = drawn
     at_fixed_point(problem, theta, steps)
     g = problem.h0 + problem.q
@@ -71,12 +69,11 @@ def test_proposition_1_full(cases, drawn, steps):
 
 @few
 @given(contractions, st.integers(1, 30))
-def test_proposition_2(cases, drawn, trunc):
+def test_proposition_2(drawn, trunc):
     """‖Σ_{t≤K} Jᵗ − (I − J)⁻¹‖ ≤ ‖(I − J)⁻¹‖ ‖J‖^(K+1), for the series that neumann sums.
 
     Catches a sum that leaves out its last term.
     """
-    cases()
     problem, theta = drawn
     at_fixed_point(problem, theta, steps=1)
     n = len(problem.c)
@@ -103,12 +100,11 @@ def test_proposition_2(cases, drawn, trunc):
 
 @few
 @given(contractions, st.integers(1, 40))
-def test_proposition_3(cases, drawn, trunc):
+def test_proposition_3(drawn, trunc):
     """rbp with K + 1 iterations from zero is neumann with K.
 
     Catches a first guess that is another, and a series with a term too few.
     """
-    cases()
     problem, theta = drawn
     problem.steps = 3
     series = hypergradient(problem, theta, "neumann", trunc=trunc, options={"tolerance": 0.0})

@@ -193,9 +193,7 @@ def two_generations(folder: Path, with_tensors: bool = True) -> Path:
 
 @pytest.mark.parametrize("with_tensors", [False, True])
 @pytest.mark.parametrize("stop", [crash_at, full_at])
-def test_a_save_stopped_at_any_call_leaves_the_old_or_the_new(
-    tmp_path, caplog, cases, stop, with_tensors
-):
+def test_a_save_stopped_at_any_call_leaves_the_old_or_the_new(tmp_path, caplog, stop, with_tensors):
     """A crash, and a full disk, before, after and amid each file-system call of a save.
 
     Catches writing in place, and tensors that overwrite those of the checkpoint before.
@@ -221,12 +219,11 @@ def test_a_save_stopped_at_any_call_leaves_the_old_or_the_new(
         assert which(file, with_tensors) == found[-1], "the one before is not what was loaded"
         left = len(files.leftovers(file.parent))
         assert len(list(file.parent.iterdir())) == left + (3 if with_tensors else 1)
-        cases()
     assert {*found} == {2, 3}
     assert not caplog.records, "a checkpoint was damaged"
 
 
-def test_a_first_save_stopped_at_any_call_leaves_none_or_the_new(tmp_path, cases):
+def test_a_first_save_stopped_at_any_call_leaves_none_or_the_new(tmp_path):
     """The same where there is no checkpoint yet. Catches a first one that is there in part."""
     file = tmp_path / "checkpoint.json"
 
@@ -247,7 +244,6 @@ def test_a_first_save_stopped_at_any_call_leaves_none_or_the_new(tmp_path, cases
                 checkpoint.load(file)
         write(file, generation(2))
         assert which(file) == 2
-        cases()
     assert {*there} == {False, True}
 
 
@@ -289,7 +285,7 @@ class Disk:
 
 @pytest.mark.parametrize("with_tensors", [False, True])
 def test_a_power_cut_at_any_call_leaves_the_old_or_the_new(
-    tmp_path, monkeypatch, caplog, cases, with_tensors
+    tmp_path, monkeypatch, caplog, with_tensors
 ):
     """The power fails at each call of a save: what was never synced is gone.
 
@@ -311,7 +307,6 @@ def test_a_power_cut_at_any_call_leaves_the_old_or_the_new(
 
     def power_cut(name: str) -> None:
         found.extend(loaded())
-        cases(2)
 
     monkeypatch.setattr(os, "fsync", synced)
     watching(power_cut, lambda: write(file, generation(3, with_tensors)))
@@ -341,9 +336,7 @@ def parts(file: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize(("with_tensors", "part"), [(False, 0), (True, 0), (True, 1)])
-def test_of_a_damaged_checkpoint_the_one_before_is_loaded(
-    tmp_path, caplog, cases, with_tensors, part
-):
+def test_of_a_damaged_checkpoint_the_one_before_is_loaded(tmp_path, caplog, with_tensors, part):
     """400 flipped bits and 50 cuts of the newest: the old one is loaded, and the damage named.
 
     Catches a digest that is not looked at, and an old one that is not there when it is needed.
@@ -364,11 +357,10 @@ def test_of_a_damaged_checkpoint_the_one_before_is_loaded(
             (record,) = caplog.records
             assert record.levelname == "WARNING"
             assert f"{hurt}: the checkpoint is damaged" in record.getMessage()
-        cases()
 
 
 @pytest.mark.parametrize("part", [0, 1])
-def test_where_both_are_damaged_both_are_named(tmp_path, cases, part):
+def test_where_both_are_damaged_both_are_named(tmp_path, part):
     """40 flipped bits and 10 cuts of each of the two. Catches a fault that tells half of it."""
     file = two_generations(tmp_path / "run")
     both = [parts(each)[part] for each in (file, checkpoint.previous(file))]
@@ -388,11 +380,10 @@ def test_where_both_are_damaged_both_are_named(tmp_path, cases, part):
         assert all(f"{hurt}: " in str(raised.value) for hurt in both)
         assert len(str(raised.value).splitlines()) == 2
         assert {there: there.read_bytes() for there in file.parent.iterdir()} == before
-        cases()
 
 
 @pytest.mark.parametrize("part", [0, 1])
-def test_a_damaged_checkpoint_never_takes_the_place_of_a_whole_one(tmp_path, cases, part):
+def test_a_damaged_checkpoint_never_takes_the_place_of_a_whole_one(tmp_path, part):
     """After the old one was loaded, a crash at any call of the next save.
 
     Catches a damaged one that is kept as the one before.
@@ -418,7 +409,6 @@ def test_a_damaged_checkpoint_never_takes_the_place_of_a_whole_one(tmp_path, cas
         assert which(file) == 4
         file.unlink()
         assert which(file) in (1, 3)
-        cases()
 
 
 # --- a whole run over damage ---------------------------------------------------------------------
@@ -451,7 +441,7 @@ def hurt_contents(whole: bytes) -> list[bytes]:
     return [*damaged(whole, 4, 0), b"", whole[: len(whole) // 2]]
 
 
-def test_tune_resumed_over_a_damaged_checkpoint_ends_with_the_same_bits(tmp_path, caplog, cases):
+def test_tune_resumed_over_a_damaged_checkpoint_ends_with_the_same_bits(tmp_path, caplog):
     """The command, six damages: exit code 0, the damage on stderr, and not a bit is different.
 
     Catches damage that ends the run, and records kept that will be taken again.
@@ -469,13 +459,10 @@ def test_tune_resumed_over_a_damaged_checkpoint_ends_with_the_same_bits(tmp_path
         assert f"note: {file}: the checkpoint is damaged" in done.stderr
         assert "going on from the one before it, checkpoint.previous.json" in caplog.text
         assert outcome(file.parent) == outcome(tmp_path / "whole")
-        cases()
 
 
 @pytest.mark.parametrize("part", [0, 1])
-def test_train_resumed_over_a_damaged_checkpoint_ends_with_the_same_bits(
-    tmp_path, caplog, cases, part
-):
+def test_train_resumed_over_a_damaged_checkpoint_ends_with_the_same_bits(tmp_path, caplog, part):
     """Six damages of the content, and six of the tensors. Catches records that stand twice."""
     at_five = CopiesTheFolder(5, tmp_path / "at five")
     train_recipe(small(TRAIN), tmp_path / "whole", observers=[at_five])
@@ -489,4 +476,3 @@ def test_train_resumed_over_a_damaged_checkpoint_ends_with_the_same_bits(
         train_recipe(small(TRAIN), file.parent, resume=True)
         assert f"{file.parent / hurt.name}: the checkpoint is damaged" in caplog.text
         assert outcome(file.parent) == outcome(tmp_path / "whole")
-        cases()

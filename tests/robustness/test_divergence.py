@@ -542,7 +542,7 @@ def killed(folder: str, rollback: int) -> None:
     tune_recipe(wild(), Path(folder))
 
 
-def test_an_interruption_around_a_rollback_costs_no_bit(tmp_path, cases):
+def test_an_interruption_around_a_rollback_costs_no_bit(tmp_path):
     """Ended before each record, in each rollback, and with SIGKILL in the last one.
 
     Catches anything of a rollback that a checkpoint does not bring back.
@@ -560,7 +560,6 @@ def test_an_interruption_around_a_rollback_costs_no_bit(tmp_path, cases):
             tune_recipe(wild(), folder, observers=[Stops(at)])
         tune_recipe(wild(), folder, resume=True)
         assert outcome(folder) == truth, at
-        cases()
     log = logging.getLogger("hyperrbp")
     for n in range(1, count + 1):
         folder, handler = tmp_path / f"rollback-{n}", AtRollback(n, interrupt)
@@ -572,7 +571,6 @@ def test_an_interruption_around_a_rollback_costs_no_bit(tmp_path, cases):
             log.removeHandler(handler)
         tune_recipe(wild(), folder, resume=True)
         assert outcome(folder) == truth, n
-        cases()
     folder = tmp_path / "killed"
     process = FORKS.Process(target=killed, args=(str(folder), count), daemon=True)
     process.start()
@@ -580,4 +578,3 @@ def test_an_interruption_around_a_rollback_costs_no_bit(tmp_path, cases):
     assert process.exitcode == -signal.SIGKILL
     tune_recipe(wild(), folder, resume=True)
     assert outcome(folder) == truth
-    cases()

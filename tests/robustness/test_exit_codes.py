@@ -182,7 +182,7 @@ def tuned(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_every_cause_has_its_exit_code(tmp_path, tuned, cases, name):
+def test_every_cause_has_its_exit_code(tmp_path, tuned, name):
     """A real process: its exit code; stdout has the JSON answer or nothing, stderr our own lines.
 
     Catches a wrong code, an answer or a fault on the wrong stream, and a traceback.
@@ -216,26 +216,23 @@ def test_every_cause_has_its_exit_code(tmp_path, tuned, cases, name):
         assert all(line.startswith("hyperrbp: ") for line in stderr.splitlines())
     made = (folder / "new").exists()
     assert made == (code in (0, 1, 5, 6, 8, 9, 130, 143) and "new" in row.words)
-    cases()
 
 
 # --- the table -----------------------------------------------------------------------------------
 
 
-def test_the_table_has_every_code_and_every_code_a_cause(cases):
+def test_the_table_has_every_code_and_every_code_a_cause():
     """What can be raised stands in the table, and what stands there was caused above."""
     raised = {kind.exit_code for kind in vars(errors).values() if isinstance(kind, type)
               and issubclass(kind, errors.HyperrbpError)}  # fmt: skip
     assert raised | {0, NOT_TRUSTED, 130, 143} == set(EXIT_CODES)
     assert {row.code for row in ROWS.values()} == set(EXIT_CODES)
-    cases(len(EXIT_CODES))
 
 
-def test_help_has_the_table(cases):
+def test_help_has_the_table():
     """The codes and their meanings, word by word, and no others."""
     done = run("--help")
     assert done.exit_code == 0
     text = " ".join(re.sub(r"[│╭╰─╯╮•]", " ", done.stdout).split())
     listed = text.partition("Exit codes:")[2]
     assert listed.strip() == " ".join(f"{code}: {meaning}" for code, meaning in EXIT_CODES.items())
-    cases(len(EXIT_CODES))

@@ -92,7 +92,7 @@ READERS = [
 
 
 @pytest.mark.parametrize("tag", TAGS)
-def test_a_hostile_recipe_is_refused_unrun(elsewhere, cases, tag):
+def test_a_hostile_recipe_is_refused_unrun(elsewhere, tag):
     """Tags that run code, at five places, by every command that reads a recipe: exit code 2.
 
     Catches another loader than the strict one, anywhere.
@@ -109,11 +109,9 @@ def test_a_hostile_recipe_is_refused_unrun(elsewhere, cases, tag):
             done = run(*words)
             assert_refused(done, 2, "recipe.yaml:")
             assert not ran.exists(), (words, text)
-            cases()
     assert_refused(run("tune", "tiny.yaml", "--set", f"seed={payload}"), 2, "the tag ")
     assert scalar("[1, {a: 2}]") == [1, {"a": 2}]
     assert not ran.exists()
-    cases()
     assert [path.name for path in (elsewhere / "bad").iterdir()] == ["recipe.yaml"]
 
 
@@ -178,7 +176,7 @@ def tensors_of(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(("kind", "files", "words", "codes"), FOLDERS)
-def test_a_pickle_in_a_run_folder_is_not_opened(elsewhere, runs, cases, kind, files, words, codes):
+def test_a_pickle_in_a_run_folder_is_not_opened(elsewhere, runs, kind, files, words, codes):
     """Three pickles in place of each file of a run, read by the commands; a documented end.
 
     Catches a reader that goes back to pickle, for whatever sort of file.
@@ -195,7 +193,6 @@ def test_a_pickle_in_a_run_folder_is_not_opened(elsewhere, runs, cases, kind, fi
         assert not ran.exists()
         assert done.exit_code in codes, done.output
         assert done.exception is None or isinstance(done.exception, SystemExit)
-        cases()
 
 
 def forged(folder: Path, **changes) -> None:
@@ -207,7 +204,7 @@ def forged(folder: Path, **changes) -> None:
     (folder / "checkpoint.previous.json").unlink()
 
 
-def test_tensors_that_fit_a_forged_digest_are_not_run(elsewhere, runs, cases):
+def test_tensors_that_fit_a_forged_digest_are_not_run(elsewhere, runs):
     """A pickle with its own digest in the checkpoint, in the folder or outside: exit code 7.
 
     Catches a digest taken for a proof of who wrote it, and a name that leads out of the folder.
@@ -229,7 +226,6 @@ def test_tensors_that_fit_a_forged_digest_are_not_run(elsewhere, runs, cases):
             done = run("train", "run", "--resume", "-q")
             assert not ran.exists()
             assert_refused(done, 7, "checkpoint")
-            cases()
     # Nor are whole tensors read from outside.
     whole = tensors_of(runs / "train").read_bytes()
     (elsewhere / "outside.safetensors").write_bytes(whole)
@@ -246,7 +242,7 @@ SMALL_MNIST = ["--set", "data.name=mnist", "--set", "data.train_examples=null", 
 
 
 @pytest.mark.parametrize("verb", ["tune", "train"])
-def test_a_pickle_in_place_of_images_is_not_opened(elsewhere, cases, verb):
+def test_a_pickle_in_place_of_images_is_not_opened(elsewhere, verb):
     """Pickles in place of idx files, and of the .pt files that old versions kept: exit code 3.
 
     Catches a reader that unpickles what lies in a data root.
@@ -264,10 +260,9 @@ def test_a_pickle_in_place_of_images_is_not_opened(elsewhere, cases, verb):
             done = run(verb, "tiny.yaml", *SMALL_MNIST)
             assert not ran.exists()
             assert_refused(done, 3, "MNIST cannot be read")
-            cases()
 
 
-def test_a_pickle_in_place_of_a_citation_network_is_not_opened(elsewhere, data_root, cases):
+def test_a_pickle_in_place_of_a_citation_network_is_not_opened(elsewhere, data_root):
     """A pickle in place of each file of Cora, on the command line: exit code 3, unopened.
 
     Catches a file that is parsed before its digest is compared.
@@ -285,10 +280,9 @@ def test_a_pickle_in_place_of_a_citation_network_is_not_opened(elsewhere, data_r
         assert not ran.exists()
         assert_refused(done, 3, f"{name} is not the published file")
         (raw / name).write_bytes(whole)
-        cases()
 
 
-def test_a_processed_copy_beside_a_citation_network_is_not_opened(elsewhere, data_root, cases):
+def test_a_processed_copy_beside_a_citation_network_is_not_opened(elsewhere, data_root):
     """What torch_geometric would have kept beside the files is a pickle, and is left alone."""
     if not (data_root / "Cora").is_dir() or find_spec("torch_geometric") is None:
         pytest.skip("no Cora, or nothing to read it with")
@@ -301,7 +295,6 @@ def test_a_processed_copy_beside_a_citation_network_is_not_opened(elsewhere, dat
             (folder / "processed" / name).write_bytes(content)
         assert citations.load_citations("cora", elsewhere / "data").citation_count == 5429
         assert not ran.exists()
-        cases()
 
 
 # --- code of the user's own ----------------------------------------------------------------------
@@ -371,7 +364,7 @@ ASKED = [
 
 
 @pytest.mark.parametrize("code", ["net.py:make", "package.module:make"])
-def test_code_is_refused_without_run_code(elsewhere, importable, cases, code):
+def test_code_is_refused_without_run_code(elsewhere, importable, code):
     """Every command that would run a recipe's code: one line with the way, exit code 2, unrun.
 
     Catches a command that does not ask, and a recipe that imports what it names when it is read.
@@ -390,11 +383,10 @@ def test_code_is_refused_without_run_code(elsewhere, importable, cases, code):
         assert line.endswith("; if you trust it, say --run-code")
         assert not has_run(elsewhere), words
         assert sorted(elsewhere.rglob("*")) == before
-        cases()
 
 
 @pytest.mark.parametrize("code", ["net.py:make", "package.module:make"])
-def test_looking_at_a_recipe_never_runs_its_code(elsewhere, importable, cases, code):
+def test_looking_at_a_recipe_never_runs_its_code(elsewhere, importable, code):
     """validate, cat, cp and show, of a recipe and of a run folder that name code.
 
     Catches code that is looked for when a name is checked, and a validate that cannot look.
@@ -417,12 +409,11 @@ def test_looking_at_a_recipe_never_runs_its_code(elsewhere, importable, cases, c
         assert done.exit_code == exit_code, done.output
         assert "note: runs" not in done.stderr
         assert not has_run(elsewhere), words
-        cases()
 
 
 @pytest.mark.parametrize("code", ["net.py:make", "package.module:make"])
 def test_code_that_is_allowed_runs_and_its_run_can_be_repeated(
-    elsewhere, importable, monkeypatch, cases, code
+    elsewhere, importable, monkeypatch, code
 ):
     """With --run-code it runs, is announced, and leaves nothing beside itself; the run folder's
     recipe gives the same bits from another working folder, and can be gone on with.
@@ -450,7 +441,6 @@ def test_code_that_is_allowed_runs_and_its_run_can_be_repeated(
         for name in ("package.module", "package.helper"):
             sys.modules.pop(name, None)
         assert sorted(importable.rglob("*")) == before
-        cases()
     assert losses[0] == losses[1] == losses[2][:3]
     tensors = yaml.safe_load((elsewhere / "run" / "hyperparameters.yaml").read_text())
     assert list(tensors["momentum"]) == ["0.weight", "0.bias", "2.weight", "2.bias"]
@@ -458,7 +448,7 @@ def test_code_that_is_allowed_runs_and_its_run_can_be_repeated(
     assert (done.exit_code, done.stderr.splitlines()) == (0, [announced])
 
 
-def test_paths_to_code_are_relative_to_who_wrote_them(elsewhere, cases):
+def test_paths_to_code_are_relative_to_who_wrote_them(elsewhere):
     """In a recipe to its folder, in --set to the working folder; the other's code does not run."""
     recipe = own(elsewhere / "mine", "net.py:make")
     own(elsewhere / "here", "net.py:make")
@@ -474,7 +464,6 @@ def test_paths_to_code_are_relative_to_who_wrote_them(elsewhere, cases):
         assert ran.parent.name == theirs
         ran.unlink()
         shutil.rmtree(elsewhere / "run")
-        cases()
 
 
 MAKES = "def make(features, classes, **options):\n    "
@@ -580,7 +569,7 @@ WRITERS = [
 
 
 @pytest.mark.parametrize(("words", "written"), WRITERS)
-def test_nothing_is_written_outside_out(elsewhere, monkeypatch, cases, words, written):
+def test_nothing_is_written_outside_out(elsewhere, monkeypatch, words, written):
     """Every open, mkdir, rename and remove of a run, and home, temporary and working folder.
 
     Catches a file of convenience beside the run folder, and scratch that stays.
@@ -606,4 +595,3 @@ def test_nothing_is_written_outside_out(elsewhere, monkeypatch, cases, words, wr
     assert any(path.startswith(str(out)) for _, path in found)
     after = tree(elsewhere)
     assert {name: content for name, content in after.items() if name[:3] != "out"} == before
-    cases()

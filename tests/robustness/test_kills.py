@@ -150,7 +150,7 @@ def all_of(folder: Path) -> tuple:
 
 
 @pytest.mark.parametrize("kills", [25, pytest.param(200, marks=pytest.mark.slow)])
-def test_tuning_runs_killed_at_any_instant_end_with_the_same_bits(tmp_path, caplog, cases, kills):
+def test_tuning_runs_killed_at_any_instant_end_with_the_same_bits(tmp_path, caplog, kills):
     """25 SIGKILLs, half before, amid or after a call that touches files, half at random times.
 
     At most one meta step is lost by each; records, result, Adam's moments and each step of every
@@ -164,11 +164,10 @@ def test_tuning_runs_killed_at_any_instant_end_with_the_same_bits(tmp_path, capl
     for path in runs_with(kills, "tune", tmp_path / "killed", random.Random(1)):
         assert all_of(path) == expected
     assert "damaged" not in caplog.text
-    cases(kills)
 
 
 @pytest.mark.parametrize("kills", [10, pytest.param(80, marks=pytest.mark.slow)])
-def test_training_runs_killed_at_any_instant_end_with_the_same_bits(tmp_path, caplog, cases, kills):
+def test_training_runs_killed_at_any_instant_end_with_the_same_bits(tmp_path, caplog, kills):
     """The same of a network with a convergent part, with its tensors and its weights.
 
     Catches tensors that overwrite those of the checkpoint before.
@@ -178,13 +177,12 @@ def test_training_runs_killed_at_any_instant_end_with_the_same_bits(tmp_path, ca
     for path in runs_with(kills, "train", tmp_path / "killed", random.Random(2)):
         assert all_of(path) == expected
     assert "damaged" not in caplog.text
-    cases(kills)
 
 
 # --- a record that was being written -------------------------------------------------------------
 
 
-def test_a_record_cut_at_any_offset_is_dropped_and_taken_again(tmp_path, cases):
+def test_a_record_cut_at_any_offset_is_dropped_and_taken_again(tmp_path):
     """The last record cut at every offset: the others are read. At ten of them the run goes on.
 
     It ends with the records, the bits and the curves of a run left alone. Catches a torn record
@@ -210,4 +208,3 @@ def test_a_record_cut_at_any_offset_is_dropped_and_taken_again(tmp_path, cases):
         assert not killed("tune", run.path)
         assert run.records()[: len(before)] == before
         assert all_of(run.path) == expected
-        cases()

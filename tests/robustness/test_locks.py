@@ -75,7 +75,7 @@ def start_over_and_over(path: Path, resume: bool, line, told: Connection) -> Non
 
 
 @pytest.mark.parametrize("resume", [False, True])
-def test_of_ten_processes_that_start_at_once_one_gets_the_folder(tmp_path, cases, resume):
+def test_of_ten_processes_that_start_at_once_one_gets_the_folder(tmp_path, resume):
     """Ten processes start twenty times: one winner each, whose number all others are told.
 
     Breaks if nothing is locked, or if the owner is not the one that is named.
@@ -95,7 +95,6 @@ def test_of_ten_processes_that_start_at_once_one_gets_the_folder(tmp_path, cases
         theirs.close()
     for _ in range(STARTS):
         told = [end.recv() for end in ends]
-        cases(PROCESSES)
         winners = [owner for owner, code, _ in told if code is None]
         assert len(winners) == 1, told
         named = f"{path} is in use by process {winners[0]} on "
@@ -121,7 +120,7 @@ def come_and_go(path: Path, inside: Path, times: int, told: Connection) -> None:
     told.send((won, refused))
 
 
-def test_processes_that_come_and_go_never_meet_in_a_folder(tmp_path, cases):
+def test_processes_that_come_and_go_never_meet_in_a_folder(tmp_path):
     """Four processes open and close one folder without waiting for each other; never two inside.
 
     Breaks if the file is removed when it is no longer held.
@@ -137,7 +136,6 @@ def test_processes_that_come_and_go_never_meet_in_a_folder(tmp_path, cases):
         won, refused = end.recv()
         assert won + refused == times
         assert won
-        cases(times)
 
 
 # --- a dead owner --------------------------------------------------------------------------------
@@ -179,7 +177,7 @@ def held_elsewhere(path: Path, child: str = "none") -> Iterator[int]:
 
 
 @pytest.mark.parametrize("child", ["none", "stopped", "forked"])
-def test_the_lock_of_a_killed_owner_is_free_at_once(tmp_path, cases, child):
+def test_the_lock_of_a_killed_owner_is_free_at_once(tmp_path, child):
     """SIGKILL, also with a child that lives on: the next start has the folder at once.
 
     Breaks if the lock is a file's existence and not the kernel's.
@@ -196,7 +194,6 @@ def test_the_lock_of_a_killed_owner_is_free_at_once(tmp_path, cases, child):
             pass
         with open_run(path, resume=True):
             pass
-        cases()
     assert [file.name for file in path.iterdir()] == ["recipe.yaml"]
 
 
@@ -217,7 +214,7 @@ def test_a_killed_owner_is_not_taken_for_the_one_that_came_after(tmp_path):
 # --- folders that were made ----------------------------------------------------------------------
 
 
-def test_a_folder_is_removed_if_it_was_made_and_is_empty(tmp_path, cases):
+def test_a_folder_is_removed_if_it_was_made_and_is_empty(tmp_path):
     """What was made and has nothing in it goes again, and nothing that was there before.
 
     Breaks if empty folders are left behind, or if somebody's own is removed.
@@ -239,7 +236,6 @@ def test_a_folder_is_removed_if_it_was_made_and_is_empty(tmp_path, cases):
     with held(mine / "a" / "c" / "d"):
         (mine / "a" / "c" / "notes").write_text("worth keeping")
     assert [path.name for path in (mine / "a" / "c").iterdir()] == ["notes"]
-    cases(5)
 
 
 def test_a_run_that_cannot_begin_leaves_no_folder(tmp_path):
@@ -269,7 +265,7 @@ print(json.dumps(ends))
 """
 
 
-def test_who_comes_second_is_told_before_pytorch_is_imported(tmp_path, cases):
+def test_who_comes_second_is_told_before_pytorch_is_imported(tmp_path):
     """tune and train in a folder in use: code 10, one line, and no torch. Breaks if it comes first.
 
     Whoever comes second would otherwise wait for seconds.
@@ -288,7 +284,6 @@ def test_who_comes_second_is_told_before_pytorch_is_imported(tmp_path, cases):
     assert done.returncode == 0, done.stderr
     said = re.escape(f"{path} is in use by process {os.getpid()} on ")
     for code, log, torch in json.loads(done.stdout):
-        cases()
         assert code == 10
         assert re.fullmatch(rf"hyperrbp: {said}.*; wait for its end, or.*\n", log)
         assert not torch

@@ -74,7 +74,7 @@ def event_steps(folder: Path) -> list[int]:
     ("first", "steps", "grows"),
     [(100, 200, 4 * MiB), pytest.param(550, 2000, 8 * MiB, marks=pytest.mark.slow)],
 )
-def test_a_long_run_holds_and_leaves_no_more_than_a_short_one(tmp_path, first, steps, grows, cases):
+def test_a_long_run_holds_and_leaves_no_more_than_a_short_one(tmp_path, first, steps, grows):
     """Tensor bytes to the byte, objects to 50, resident memory to MiB; files, checkpoints, events.
 
     Catches records or states that are kept, files that pile up, and steps that are drawn twice.
@@ -96,4 +96,3 @@ def test_a_long_run_holds_and_leaves_no_more_than_a_short_one(tmp_path, first, s
     run = RunFolder(tmp_path / "run")
     assert [record["meta_step"] for record in run.records()] == list(range(steps + 1))
     assert event_steps(run.events) == list(range(steps + 1))
-    cases(steps)

@@ -113,7 +113,7 @@ def assert_whole(folder: RunFolder, unit: str) -> int:
     return len(lines)
 
 
-def test_twenty_signals_end_a_tuning_run_and_leave_it_whole(elsewhere, cases):
+def test_twenty_signals_end_a_tuning_run_and_leave_it_whole(elsewhere):
     """Ctrl-C or SIGTERM from the start to 1.5 s later: code, word, within 5 s, and all is whole.
 
     Breaks if a signal is not heeded, gets lost, or ends with another code.
@@ -126,7 +126,6 @@ def test_twenty_signals_end_a_tuning_run_and_leave_it_whole(elsewhere, cases):
         number = (signal.SIGINT, signal.SIGTERM)[n % 2]
         assert_ends(elsewhere / f"run{n}", process, number, "; go on with --resume")
         taken.append(assert_whole(RunFolder(elsewhere / f"run{n}"), "meta_step"))
-        cases()
     assert max(taken) > 2, "the signals came before there was anything to lose"
     longest = taken.index(max(taken))
     process = entered(
@@ -145,7 +144,7 @@ def test_twenty_signals_end_a_tuning_run_and_leave_it_whole(elsewhere, cases):
         (["compare", "tiny.yaml", "--out", "run"], ""),
     ],
 )  # fmt: skip
-def test_signals_end_a_training_and_a_comparison(elsewhere, cases, words, remedy):
+def test_signals_end_a_training_and_a_comparison(elsewhere, words, remedy):
     """The same of train, epochs or steps, and of compare, whose processes end too.
 
     Breaks if a command does not heed signals.
@@ -168,7 +167,6 @@ def test_signals_end_a_training_and_a_comparison(elsewhere, cases, words, remedy
                 numbers = [record[units[0]] for record in run.records()]
                 assert numbers == sorted(set(numbers))
                 assert run.records_file.read_bytes().endswith(b"\n")
-        cases()
 
 
 STUBBORN = """

@@ -144,7 +144,7 @@ class Page:
 
 @pytest.mark.parametrize("verb", ["tune", "train"])
 @pytest.mark.parametrize("stride", [8, pytest.param(1, marks=pytest.mark.slow)])
-def test_whichever_write_fails_first_nothing_is_lost(elsewhere, monkeypatch, cases, verb, stride):
+def test_whichever_write_fails_first_nothing_is_lost(elsewhere, monkeypatch, verb, stride):
     """The Nth call of the file system fails, for every N: code 9, and a resume to the same bits.
 
     Breaks if a checkpoint is overwritten in place, or a failed write goes unnoticed.
@@ -165,7 +165,6 @@ def test_whichever_write_fails_first_nothing_is_lost(elsewhere, monkeypatch, cas
         assert_intact(run, UNITS[verb])
         go_on(verb, run.path, resume=run.recipe_file.exists())
         assert outcome(run.path) == truth
-        cases()
     assert done.exit_code == 0
     assert outcome(run.path) == truth
     assert first > 50
@@ -196,7 +195,7 @@ def limited(place: Path, kind: int, limit: int, *words: str) -> tuple[int | None
 
 
 @pytest.mark.parametrize("verb", ["tune", "train"])
-def test_files_that_may_not_grow_end_a_run_with_its_checkpoint_intact(elsewhere, cases, verb):
+def test_files_that_may_not_grow_end_a_run_with_its_checkpoint_intact(elsewhere, verb):
     """The kernel refuses files above a limit: code 9, what to do, and a resume to the same bits.
 
     Breaks if a full disk is no failure of its own, or names no remedy.
@@ -214,11 +213,10 @@ def test_files_that_may_not_grow_end_a_run_with_its_checkpoint_intact(elsewhere,
         assert_intact(run, UNITS[verb])
         go_on(verb, run.path, resume=run.recipe_file.exists())
         assert outcome(run.path) == truth
-        cases()
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no limit of memory here")
-def test_memory_that_runs_out_ends_a_run_with_its_checkpoint_intact(elsewhere, cases):
+def test_memory_that_runs_out_ends_a_run_with_its_checkpoint_intact(elsewhere):
     """A resume that needs far more memory than it may take: code 8, what to change, all intact.
 
     Breaks if the failure of an allocation is not recognized.
@@ -235,4 +233,3 @@ def test_memory_that_runs_out_ends_a_run_with_its_checkpoint_intact(elsewhere, c
         run = RunFolder(elsewhere / out)
         assert checkpoint.load(run.checkpoint_file)[0]["meta_step"] == 0
         assert run.records() == []
-        cases()

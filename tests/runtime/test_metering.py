@@ -73,12 +73,11 @@ def saved_bytes(name: str, trunc: int, steps: int, averaging: Averaging) -> int:
     ("name", "estimator"),
     [(name, estimator) for name in SOLVERS for estimator in method_class(name).estimators],
 )
-def test_memory_of_an_implicit_method_is_constant_in_k_and_t(name, estimator, cases):
+def test_memory_of_an_implicit_method_is_constant_in_k_and_t(name, estimator):
     """What autograd keeps is equal to the byte at ten times K, and at ten times T.
 
     Catches a run that keeps its graph, and a solver whose products do.
     """
-    cases(2)
     averaging = Averaging(estimator, minibatches=5, series=2)
     base = saved_bytes(name, 10, 100, averaging)
     assert base > 0
@@ -118,7 +117,7 @@ def live() -> int:
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
-def test_two_hundred_meta_steps_leak_nothing(name, cases):
+def test_two_hundred_meta_steps_leak_nothing(name):
     """The bytes of all tensors alive are equal to the byte 200 meta steps later, for each method.
 
     Catches a loop that keeps its steps.
@@ -130,16 +129,14 @@ def test_two_hundred_meta_steps_leak_nothing(name, cases):
         if step.meta_step in (40, 240):  # by the first, all that will be traced has been
             counts[step.meta_step] = live()
     assert counts[240] == counts[40] > 0
-    cases(200)
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
-def test_metering_changes_no_bit(name, cases):
+def test_metering_changes_no_bit(name):
     """Each method's gradient under each of the three meters, to the bit.
 
     Catches meters that hand back another tensor than they were given.
     """
-    cases(3)
     problem, theta = small_training_run(steps=12)
 
     def gradient() -> torch.Tensor:

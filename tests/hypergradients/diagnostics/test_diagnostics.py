@@ -574,12 +574,11 @@ def by_rule(first: Tensor, longest: Tensor, truth: Tensor | None, norms: Tensor)
     ],
 )
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_verdict_on_known_systems(kind, radius, steps, K, with_exact, without, cases):
+def test_the_verdict_on_known_systems(kind, radius, steps, K, with_exact, without):
     """Spectral radius 0.5, 0.99, 1.01, 1.5 in four kinds of Jacobians: the verdict by dense sums.
 
     Catches a slow growth that is overlooked.
     """
-    cases(2)
     problem, theta = system(kind, radius, steps, flat=kind in ("skewed", "momentum"))
     for scope, obvious in ((WITH, with_exact), (WITHOUT, without)):
         found = examine(problem, theta, GradientSettings("neumann", K), scope)
