@@ -107,7 +107,7 @@ def run(command: str, folder: Path, record_keys: Sequence[str] | None = None) ->
     """
     words = [*shlex.split(command), "--set", "threads=1", "--json", "--out", str(folder)]
     done = CliRunner().invoke(app.app, words)
-    assert done.exit_code == 0, done.stderr
+    assert done.exit_code == 0, done.stderr or repr(done.exception)
     return {"command": command} | kept(json.loads(done.stdout), folder, record_keys)
 
 
