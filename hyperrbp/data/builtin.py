@@ -6,19 +6,17 @@ unless it is asked for.
 
 from __future__ import annotations
 
-import contextlib
 import gzip
-import hashlib
 import math
 import os
-import tempfile
-import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hyperrbp.exceptions import DataError, MissingDataError, message_of
+from hyperrbp.exceptions import DataError, MissingDataError
+from hyperrbp.runtime import downloads
+from hyperrbp.runtime.downloads import Digest, RemoteFile
 
 if TYPE_CHECKING:
     from hyperrbp.data.batches import Batch
@@ -111,12 +109,12 @@ def _torchvision(class_name: str) -> Callable[[Path, bool], DataSet]:
         kind = getattr(datasets, class_name)
         files = [folder / archive.removesuffix(".gz") for archive, _ in kind.resources]
         missing = {
-            file: md5
-            for file, (_, md5) in zip(files, kind.resources, strict=True)
+            file.name: RemoteFile(f"{_MIRRORS[class_name]}/{archive}", Digest("MD5", md5))
+            for file, (archive, md5) in zip(files, kind.resources, strict=True)
             if not file.is_file()
         }
         if missing and not download:
-            lacks = ", ".join(file.name for file in missing)
+            lacks = ", ".join(missing)
             raise MissingDataError(
                 f"{class_name} not found: {folder} lacks {lacks}; name the folder that"
                 f" {class_name} lies in with --data-root or HYPERRBP_DATA, or let it be downloaded"
@@ -124,7 +122,8 @@ def _torchvision(class_name: str) -> Callable[[Path, bool], DataSet]:
             )
 
         if missing:
-            _download(class_name, missing, folder)
+            # Not torchvision's own download, which falls back to http.
+            downloads.download(class_name, missing, folder, unpack=gzip.decompress)
 
         def part(train: bool) -> Batch:
             what = "training part" if train else "held-out part"
@@ -156,45 +155,6 @@ _MIRRORS = {
     "KMNIST": "https://codh.rois.ac.jp/kmnist/dataset/kmnist",
 }
 """torchvision's own, where they speak https."""
-
-
-def _download(class_name: str, missing: Mapping[Path, str], folder: Path) -> None:
-    """Fetch files whose archives have these MD5 sums: all of them, or none.
-
-    Raises:
-        DataError: if one cannot be had as it was published.
-    """
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    moved: list[Path] = []
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as scratch:
-            for file, md5 in missing.items():
-                archive = _fetched(f"{_MIRRORS[class_name]}/{file.name}.gz", md5)
-                Path(scratch, file.name).write_bytes(gzip.decompress(archive))
-            for file in missing:
-                Path(scratch, file.name).replace(file)
-                moved.append(file)
-    except MemoryError:
-        raise
-    except Exception as error:  # from three libraries at least
-        with contextlib.suppress(OSError):
-            for file in moved:
-                file.unlink()
-            for path in made:
-                path.rmdir()
-        reason = message_of(error)
-        raise DataError(f"{class_name} cannot be downloaded into {folder}: {reason}") from error
-
-
-def _fetched(address: str, md5: str) -> bytes:
-    """An archive as it was published. Not torchvision's download: that one falls back to http."""
-    with urllib.request.urlopen(address, timeout=60) as response:
-        archive: bytes = response.read()
-    found = hashlib.md5(archive, usedforsecurity=False).hexdigest()
-    if found != md5:
-        raise DataError(f"{address} is not the published file: its MD5 is {found}, expected {md5}")
-    return archive
 
 
 SOURCES: dict[str, Source] = {

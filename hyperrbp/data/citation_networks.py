@@ -8,12 +8,8 @@ compared before a byte is interpreted. torch_geometric is an optional extra.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import http.client
 import io
-import os
 import tempfile
-import urllib.request
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hyperrbp.exceptions import DataError, MissingDataError, StorageError, UsageError, message_of
+from hyperrbp.runtime.downloads import Digest, RemoteFile
+from hyperrbp.runtime.downloads import download as download_files
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -147,9 +145,17 @@ def load_citations(name: str, root: Path, *, download: bool = False) -> Citation
         )
     planetoid = _planetoid_class()
     if missing:
-        fetched = {file: _fetch(planetoid.url, file, folder, network) for file in missing}
-        _keep(fetched, folder)  # only now that all of them are the right ones
-        raw |= fetched
+        # Not torch_geometric's own download, which does not check certificates.
+        raw |= download_files(
+            network.folder,
+            {
+                file: RemoteFile(
+                    f"{planetoid.url}/{file}", Digest("SHA-256", network.digests[file])
+                )
+                for file in missing
+            },
+            folder,
+        )
     return _parse(raw, network, planetoid)
 
 
@@ -164,18 +170,13 @@ def _verified_files(folder: Path, network: Network) -> dict[str, bytes]:
             continue
         except OSError as error:
             raise DataError(f"{file} cannot be read: {error.strerror or error}") from error
-        _verify(content, name, network, where=str(file))
+        if difference := Digest("SHA-256", network.digests[name]).difference(content):
+            raise DataError(
+                f"{file} is not the published file: {difference}; it was not opened, since it could"
+                " run anything"
+            )
         raw[name] = content
     return raw
-
-
-def _verify(content: bytes, name: str, network: Network, where: str) -> None:
-    expected, found = network.digests[name], hashlib.sha256(content).hexdigest()
-    if found != expected:
-        raise DataError(
-            f"{where} is not the published file: its SHA-256 is {found[:12]}…, expected"
-            f" {expected[:12]}…; it was not opened, since it could run anything"
-        )
 
 
 def _planetoid_class() -> Any:
@@ -190,34 +191,6 @@ def _planetoid_class() -> Any:
                 " pip install 'hyperrbp[graph]'"
             ) from error
     return Planetoid
-
-
-def _fetch(source: str, name: str, folder: Path, network: Network) -> bytes:
-    """One file, verified. Not torch_geometric's download: that one does not check certificates."""
-    address = f"{source}/{name}"
-    try:
-        with urllib.request.urlopen(address, timeout=60) as response:
-            content: bytes = response.read()
-    except (OSError, http.client.HTTPException) as error:
-        reason = message_of(error)
-        raise DataError(f"{name} cannot be downloaded into {folder}: {reason}") from error
-    _verify(content, name, network, where=address)
-    return content
-
-
-def _keep(files: dict[str, bytes], folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            # Under its name only once it is whole.
-            temporary = folder / f".{name}.{os.getpid()}.tmp"
-            try:
-                temporary.write_bytes(content)
-                temporary.replace(folder / name)
-            finally:
-                temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise StorageError(f"{folder}: {error.strerror or error}") from error
 
 
 def _parse(raw: dict[str, bytes], network: Network, planetoid: Any) -> CitationGraph:

@@ -67,10 +67,16 @@ def tree(root: Path) -> dict[str, tuple[int, bytes]]:
     }
 
 
+class Response(io.BytesIO):
+    def __init__(self, content: bytes, url: str) -> None:
+        super().__init__(content)
+        self.url = url
+
+
 def serve(monkeypatch, folder: Path, asked: list[str]):
     def urlopen(address, **kwargs):
         asked.append(address)
-        return io.BytesIO((folder / address.rpartition("/")[2]).read_bytes())
+        return Response((folder / address.rpartition("/")[2]).read_bytes(), address)
 
     monkeypatch.setattr("urllib.request.urlopen", urlopen)
 
@@ -307,7 +313,7 @@ def test_a_failed_download_says_so(tmp_path, monkeypatch, error):
         raise error
 
     monkeypatch.setattr("urllib.request.urlopen", urlopen)
-    with pytest.raises(DataError, match=r"ind\.pubmed\.x cannot be downloaded into .*: \S"):
+    with pytest.raises(DataError, match=r"PubMed cannot be downloaded into .*ind\.pubmed\.x: \S"):
         citations.load_citations("pubmed", tmp_path, download=True)
     assert list(tmp_path.iterdir()) == []
 
