@@ -51,7 +51,7 @@ def test_a_verified_file_is_kept_and_returned(tmp_path, network, digest):
 def test_nothing_comes_over_http(tmp_path, network, address, asked):
     """Neither where the address says so, nor where it leads there."""
     files = {"a": RemoteFile(address, SHA256)}
-    with pytest.raises(DataError, match="Set cannot be downloaded into .* is not encrypted"):
+    with pytest.raises(DataError, match=r"Set cannot be downloaded into .* is not encrypted"):
         download("Set", files, tmp_path / "new")
     assert len(network) == asked
     assert list(tmp_path.iterdir()) == []
