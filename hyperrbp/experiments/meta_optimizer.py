@@ -7,14 +7,15 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from hyperrbp.config.recipe import ADAM, AUTO
+from hyperrbp.config.sections import ADAM, AUTO
 from hyperrbp.experiments.experiment import Experiment
 from hyperrbp.hypergradients.settings import GradientSettings
 from hyperrbp.optimizers.adam import Adam, MethodSelector
 from hyperrbp.optimizers.base import Evaluation, Optimizer, OptimizerState, minimize
 from hyperrbp.optimizers.optuna_samplers import SAMPLERS
 from hyperrbp.optimizers.optuna_search import OptunaSearch
-from hyperrbp.optimizers.trust_region import TrustRegion, TrustRegionSettings
+from hyperrbp.optimizers.trust_region import TrustRegion
+from hyperrbp.optimizers.trust_region_state import TrustRegionSettings
 from hyperrbp.runtime.callbacks import Report, ignore
 
 ENDLESS = sys.maxsize

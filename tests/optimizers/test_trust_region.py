@@ -8,10 +8,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import random_linear, small_training_run
-from test_hyperparameters import run_of
+from factories import tuning_text
+from systems import random_linear, run_of, small_training_run
 
-from hyperrbp.config.recipe import parse
+from hyperrbp.config.loading import parse
 from hyperrbp.exceptions import DivergedError, RecipeError
 from hyperrbp.experiments.meta_optimizer import evaluations, meta_optimizer
 from hyperrbp.experiments.tune import tune_recipe
@@ -19,7 +19,8 @@ from hyperrbp.hypergradients import Averaging
 from hyperrbp.hypergradients.settings import GradientSettings
 from hyperrbp.optimizers.base import minimize
 from hyperrbp.optimizers.surrogate import CAP, Surrogate, _capped, log_loss
-from hyperrbp.optimizers.trust_region import TrustRegion, TrustRegionSettings, TrustRegionState
+from hyperrbp.optimizers.trust_region import TrustRegion
+from hyperrbp.optimizers.trust_region_state import TrustRegionSettings, TrustRegionState
 from hyperrbp.problems.training.hyperparameters import Grain
 from hyperrbp.runtime.callbacks import Progress
 
@@ -432,16 +433,14 @@ def test_scores_are_in_the_order_of_losses(lower, higher):
 
 # --- as a recipe ----------------------------------------------------------------------------------
 
-TINY = """
-threads: 1
-device: cpu
-data: {name: digits, train_examples: 200}
-model: {options: {hidden: [3]}, init_std: 0.3}
-inner: {steps: 18, batch_size: 50}
-gradient: {trunc: 3, averaging: {minibatches: 2}}
-meta: {steps: 12, screened: 9, optimizer: both}
-record: {test_seeds: 0}
-"""
+TINY = tuning_text(
+    data__train_examples=200,
+    model={"options": {"hidden": [3]}, "init_std": 0.3},
+    inner__steps=18,
+    gradient={"trunc": 3, "averaging": {"minibatches": 2}},
+    meta={"steps": 12, "screened": 9, "optimizer": "both"},
+    record={"test_seeds": 0},
+)
 
 
 class Stops:
@@ -561,9 +560,8 @@ def test_a_surrogate_needs_no_gradient_that_sees():
 
 
 def test_the_terminal_says_what_is_screened_and_who_proposed_what(tmp_path, capsys):
-    from rich.console import Console
-
     from hyperrbp.reporting.terminal import Plain, answer
+    from rich.console import Console
 
     console = Console(width=300)
     plain = Plain(console)
