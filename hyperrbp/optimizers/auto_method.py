@@ -1,4 +1,4 @@
-"""``--method auto``: before the first meta step, and every so often, the method that suits best."""
+"""The gradient method ``auto``: selects the method that suits best, and again every so often."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ EVERY = 20
 class AutoMethod:
     """Selects a gradient method for :class:`~hyperrbp.optimizers.adam.Adam`.
 
-    It decides by counted work and by agreement, both of which a repeated run finds again, and a
+    It selects by counted work and by agreement, both of which a repeated run finds again, and a
     resumed one reads its last choice from the state.
 
     Args:
         template: K and the averaging of whatever is chosen.
         every: choose again every so many meta steps.
-        seed: of what the methods draw.
+        seed: of what the methods sample.
     """
 
     def __init__(self, template: GradientSettings, every: int = EVERY, seed: int = 0) -> None:
         self._template, self._every, self._seed = template, every, seed
 
     def __call__(self, state: AdamState, problem: Problem) -> GradientSettings:
-        """The settings for the next gradient."""
+        """Return the settings for the next gradient."""
         if state.meta_step % self._every == 0 or state.choice is None:
             self._choose(state, problem)
         assert state.choice is not None
