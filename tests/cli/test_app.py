@@ -7,7 +7,6 @@ import json
 import os
 import re
 import signal
-import struct
 import subprocess
 import sys
 import time
@@ -16,37 +15,17 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import assert_refused
-from typer.testing import CliRunner
+from commands import assert_refused, command, run
+from factories import tuning_text, write_mnist
 
 import hyperrbp
-from hyperrbp.cli import app as cli
 from hyperrbp.cli.exit_codes import EXIT_CODES
 from hyperrbp.cli.output import stderr
 from hyperrbp.config import presets
-from hyperrbp.config.recipe import parse, parse_any, read, read_any
+from hyperrbp.config.loading import parse, parse_any, read, read_any
 from hyperrbp.experiments import checkpoint
 
-TINY = """\
-data: {name: digits}
-model: {options: {hidden: [4]}}
-inner: {steps: 6, batch_size: 50}
-gradient: {trunc: 3, averaging: {minibatches: 2, series: 1}}
-meta: {steps: 2}
-device: cpu
-"""
-
-
-def run(*words, **options):
-    """The command in this process; an exception that no code foresees is passed on."""
-    return CliRunner().invoke(cli.app, [str(word) for word in words], **options)
-
-
-def command(*words, **options):
-    """The command in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-m", "hyperrbp", *map(str, words)], capture_output=True, **options
-    )
+TINY = tuning_text()
 
 
 @pytest.fixture(autouse=True)
@@ -276,26 +255,13 @@ def test_a_faulty_recipe_is_refused_before_data_or_device_are_touched(monkeypatc
         raise AssertionError("touched")
 
     monkeypatch.setattr("hyperrbp.experiments.data_module.load", touched)
-    monkeypatch.setattr("hyperrbp.experiments.experiment.choose_device", touched)
+    monkeypatch.setattr("hyperrbp.experiments.device.choose_device", touched)
     for words in (["--trunc", "0"], ["--set", "inner.steps=x"], ["--dry-run", "--seed", "-1"]):
         assert_refused(run("tune", "mnist", "--device", "cuda", *words), 2)
     assert not Path("runs").exists()
 
 
 # --- data and device -----------------------------------------------------------------------------
-
-
-def write_mnist(root, count, label=3):
-    raw = root / "MNIST" / "raw"
-    raw.mkdir(parents=True)
-    for part in ("train", "t10k"):
-        pixels = bytes(i % 251 for i in range(count * 784))
-        (raw / f"{part}-images-idx3-ubyte").write_bytes(
-            struct.pack(">4i", 0x0803, count, 28, 28) + pixels
-        )
-        (raw / f"{part}-labels-idx1-ubyte").write_bytes(
-            struct.pack(">2i", 0x0801, count) + bytes([label] * count)
-        )
 
 
 SMALL_MNIST = ["--set", "data.name=mnist", "--set", "data.train_examples=null", "--device", "cpu"]

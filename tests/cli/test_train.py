@@ -8,44 +8,21 @@ import time
 import pytest
 import torch
 import yaml
-from conftest import assert_refused
+from commands import assert_refused, run
+from factories import memory_text, tuning_text
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from typer.testing import CliRunner
 
-from hyperrbp.cli import app as cli
 from hyperrbp.config import presets
-from hyperrbp.config.recipe import read_any
+from hyperrbp.config.loading import read_any
 from hyperrbp.experiments.checkpoint import read_tensors
 from hyperrbp.experiments.run_folder import RunFolder
 from hyperrbp.experiments.train import train_recipe
-from hyperrbp.experiments.trainers.equilibrium import NetworkTraining
+from hyperrbp.experiments.trainers.equilibrium import EquilibriumTrainer
 from hyperrbp.reporting.training import answer, facts
 from hyperrbp.reporting.training_tensorboard import TrainingBoard, mosaic, scalars
 
-MEMORY = """\
-system: hopfield
-threads: 1
-device: cpu
-data: {name: digits, images: 2}
-network: {hidden: 4}
-inference: {updates: 5}
-gradient: {trunc: 3}
-training: {epochs: 4, validate_every: 2}
-"""
-INNER = """\
-data: {name: digits, train_examples: 100}
-threads: 1
-device: cpu
-model: {options: {hidden: [4]}}
-inner: {steps: 6, batch_size: 50}
-gradient: {trunc: 3, averaging: {minibatches: 2, series: 1}}
-meta: {steps: 1}
-"""
-
-
-def run(*words):
-    """The command in this process."""
-    return CliRunner().invoke(cli.app, [str(word) for word in words])
+MEMORY = memory_text(training__epochs=4, training__validate_every=2)
+INNER = tuning_text(meta__steps=1)
 
 
 @pytest.fixture(autouse=True)
@@ -166,9 +143,9 @@ def test_hyperparameters_of_a_tuned_run(elsewhere):
 
 
 def test_divergence_has_its_exit_code(elsewhere, monkeypatch):
-    real = NetworkTraining._gradient_norm
+    real = EquilibriumTrainer._gradient_norm
     monkeypatch.setattr(
-        NetworkTraining,
+        EquilibriumTrainer,
         "_gradient_norm",
         lambda self: float("nan") if self.position == 3 else real(self),
     )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_hyperparameters import run_of
+from systems import run_of
 
 from hyperrbp.config.hyperparameters import HORIZONS, HyperparametersSection
-from hyperrbp.config.recipe import parse
+from hyperrbp.config.loading import parse
 from hyperrbp.exceptions import RecipeError
 from hyperrbp.hypergradients import METHODS, Averaging, hypergradient, method_class
 from hyperrbp.hypergradients.method import Horizon

@@ -8,8 +8,13 @@ import random
 import numpy as np
 import pytest
 import torch
-from conftest import Linear, random_linear, small_training_run
-from torch import nn
+from systems import (
+    Linear,
+    WithRidge,
+    cross_entropy_and_ridge,
+    random_linear,
+    small_training_run,
+)
 
 from hyperrbp import Averaging, hypergradient
 from hyperrbp.data.batches import Batch, ListedBatches, ShuffledBatches
@@ -342,18 +347,6 @@ def test_products_agree_with_a_dense_jacobian():
         for row, one_h, one_theta in zip(rows, *map_.both_transposed(rows), strict=True):
             torch.testing.assert_close(one_h, map_.transposed(row), rtol=1e-12, atol=1e-14)
             torch.testing.assert_close(one_theta, map_.theta_transposed(row), rtol=1e-11, atol=0)
-
-
-class WithRidge(nn.Linear):
-    """A linear classifier whose last output is a small ridge: training converges to a point."""
-
-    def forward(self, inputs):
-        ridge = 0.05 * (self.weight.square().sum() + self.bias.square().sum())
-        return torch.cat([super().forward(inputs), ridge.expand(len(inputs), 1)], 1)
-
-
-def cross_entropy_and_ridge(outputs, targets):
-    return nn.functional.cross_entropy(outputs[:, :-1], targets) + outputs[0, -1]
 
 
 @pytest.mark.parametrize("name", ALL)

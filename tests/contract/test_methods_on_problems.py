@@ -8,8 +8,14 @@ from functools import cache
 
 import pytest
 import torch
-from conftest import random_linear, small_graph_net, small_memory, small_training_run
-from test_gradients import WithRidge, cross_entropy_and_ridge
+from systems import (
+    WithRidge,
+    cross_entropy_and_ridge,
+    random_linear,
+    small_graph_net,
+    small_memory,
+    small_training_run,
+)
 from torch import Tensor
 
 from hyperrbp import TrainingRun, hypergradient

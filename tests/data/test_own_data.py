@@ -12,21 +12,19 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import assert_refused
+from commands import assert_refused, run
+from factories import write_mnist
 from PIL import Image
-from test_app import run
-from test_builtin import GOOD as IDX
-from test_builtin import write as write_idx
 from torch import nn
 from torch.func import functional_call
 from torchvision import datasets
 
 from hyperrbp import hypergradient, train_recipe, tune_recipe
-from hyperrbp.config.recipe import parse, parse_any
+from hyperrbp.config.loading import parse, parse_any
 from hyperrbp.data import sources as own_data
 from hyperrbp.data.batches import Batch, ShuffledBatches
 from hyperrbp.exceptions import CheckpointError, DataError, RecipeError, UsageError
-from hyperrbp.experiments import experiment as experiment_module
+from hyperrbp.experiments import device as device_module
 from hyperrbp.experiments.checkpoint import read_tensors
 from hyperrbp.experiments.experiment import Experiment
 from hyperrbp.problems.losses import LOSSES
@@ -83,11 +81,11 @@ def npz(name="mine.npz", **arrays):
 def test_a_file_of_arrays_is_read_as_it_is():
     (x, y), (tx, ty) = images(30), images(12, seed=1)
     experiment = Experiment(short(data__name=npz(), data__center=False))
-    assert torch.equal(experiment.train.inputs, torch.tensor(x).flatten(1).float() / 255)
-    assert torch.equal(experiment.heldout.inputs, torch.tensor(tx).flatten(1).float() / 255)
-    assert experiment.train.targets.tolist() == y.tolist()
-    assert experiment.heldout.targets.tolist() == ty.tolist()
-    assert experiment.train.targets.dtype == torch.int64
+    assert torch.equal(experiment.data.train.inputs, torch.tensor(x).flatten(1).float() / 255)
+    assert torch.equal(experiment.data.heldout.inputs, torch.tensor(tx).flatten(1).float() / 255)
+    assert experiment.data.train.targets.tolist() == y.tolist()
+    assert experiment.data.heldout.targets.tolist() == ty.tolist()
+    assert experiment.data.train.targets.dtype == torch.int64
     assert experiment.problem().objective.shapes[-1] == (3,), "an output for each class"
 
 
@@ -96,8 +94,8 @@ def test_other_numbers_than_bytes_stay_as_they_are(dtype):
     x = (np.arange(120).reshape(30, 4) % 7 - (0 if dtype is bool else 3)).astype(dtype)
     npz(x_train=x, y_train=np.arange(30) % 3, x_test=x, y_test=np.arange(30) % 3)
     experiment = Experiment(short(data__name="mine.npz", data__center=False, dtype="float64"))
-    assert experiment.train.inputs.dtype == torch.float64
-    assert experiment.train.inputs.tolist() == x.astype(float).tolist()
+    assert experiment.data.train.inputs.dtype == torch.float64
+    assert experiment.data.train.inputs.tolist() == x.astype(float).tolist()
 
 
 def test_float64_is_not_rounded_on_the_way():
@@ -105,7 +103,9 @@ def test_float64_is_not_rounded_on_the_way():
     npz(inputs=x, targets=np.arange(30) % 3)
     experiment = Experiment(short(data__name="mine.npz", data__center=False, dtype="float64"))
     rows = {
-        tuple(row) for part in (experiment.train, experiment.heldout) for row in part[0].tolist()
+        tuple(row)
+        for part in (experiment.data.train, experiment.data.heldout)
+        for row in part[0].tolist()
     }
     assert rows == {tuple(row) for row in x.tolist()}
 
@@ -159,10 +159,10 @@ def test_inputs_come_in_the_shape_that_the_recipe_says(stored, shape, channels, 
         )
     )
     wanted = (expected,) if isinstance(expected, int) else expected
-    assert experiment.train.inputs.shape[1:] == wanted
+    assert experiment.data.train.inputs.shape[1:] == wanted
     if channels == "last":
         rows = sorted(
-            map(tuple, experiment.train.inputs.flatten(1).mul(255).round().int().tolist())
+            map(tuple, experiment.data.train.inputs.flatten(1).mul(255).round().int().tolist())
         )
         truth = {tuple(row) for row in np.moveaxis(x, 3, 1).reshape(20, -1).tolist()}
         assert set(rows) <= truth
@@ -340,7 +340,7 @@ def photos(folder="photos", size=(6, 6), mode="L", parts=("train", "test"), coun
 def test_a_folder_of_images_is_its_pixels_and_classes(mode):
     experiment = Experiment(short(data__name=photos(mode=mode), data__center=False,
                                   data__shape="own", model__name="net.py:make"))  # fmt: skip
-    inputs, targets = experiment.train[:2]
+    inputs, targets = experiment.data.train[:2]
     assert inputs.shape == (24, 1 if mode == "L" else 3, 6, 6)
     first = (inputs[:, 0, 0, 0] * 255).round().int()
     assert (first // 80).tolist() == targets.tolist()
@@ -361,7 +361,7 @@ def test_a_share_of_the_images_is_held_out_where_there_is_no_test_folder():
     experiment = Experiment(
         short(data__name=photos(parts=("train",)), data__options={"heldout": 0.5})
     )
-    assert (len(experiment.train), len(experiment.heldout)) == (12, 12)
+    assert (len(experiment.data.train), len(experiment.data.heldout)) == (12, 12)
 
 
 def spoiled(how):
@@ -449,12 +449,12 @@ def test_a_set_of_torchvisions_is_asked_for_its_parts(monkeypatch, elsewhere):
     experiment = Experiment(short(data=section, model__name="net.py:make"), elsewhere)
     assert [asked["train"] for asked in FakeSet.asked[1:]] == [True, False]
     x, y = images(20, (6, 6, 3), seed=True)
-    assert torch.equal(experiment.train.inputs, torch.tensor(x).permute(0, 3, 1, 2) / 255)
-    assert experiment.train.targets.tolist() == y.tolist()
+    assert torch.equal(experiment.data.train.inputs, torch.tensor(x).permute(0, 3, 1, 2) / 255)
+    assert experiment.data.train.targets.tolist() == y.tolist()
     # Through images, one by one, if they are to be changed.
     section["options"] = {"colors": "rgb"}
     again = Experiment(short(data=section, model__name="net.py:make"), elsewhere)
-    assert torch.equal(again.train.inputs, experiment.train.inputs)
+    assert torch.equal(again.train.inputs, experiment.data.train.inputs)
     section["options"] = {"size": 4, "colors": "gray"}
     small = Experiment(short(data=section, model__name="net.py:make"), elsewhere)
     assert small.train.inputs.shape == (20, 1, 4, 4)
@@ -490,12 +490,12 @@ def test_gray_images_in_a_tensor_are_read_at_once(monkeypatch, elsewhere):
                "options": {"split": "letters"}}  # fmt: skip
     experiment = Experiment(short(data=section, model__name="conv"), elsewhere)
     x, _ = images(20, (6, 6, 3), seed=True)
-    assert torch.equal(experiment.train.inputs, torch.tensor(x[..., 0])[:, None] / 255)
+    assert torch.equal(experiment.data.train.inputs, torch.tensor(x[..., 0])[:, None] / 255)
 
 
 def test_mnist_is_resized_from_the_verified_files(elsewhere, monkeypatch):
     """torchvision is never let to fetch it: it would do without encryption."""
-    write_idx(elsewhere, IDX)
+    write_mnist(elsewhere, 20)
 
     def refuse(*args, **options):
         raise AssertionError("torchvision fetches")
@@ -503,7 +503,7 @@ def test_mnist_is_resized_from_the_verified_files(elsewhere, monkeypatch):
     monkeypatch.setattr(datasets.MNIST, "download", refuse)
     section = {"name": "torchvision:MNIST", "download": True, "options": {"size": 14}}
     experiment = Experiment(short(data=section, model__name="conv"), elsewhere)
-    assert experiment.train.inputs.shape == (20, 1, 14, 14)
+    assert experiment.data.train.inputs.shape == (20, 1, 14, 14)
 
 
 def test_torchvisions_mnist_is_ours(data_root):
@@ -664,15 +664,15 @@ def test_examples_are_known_by_the_numbers_that_the_user_gave_them(
     )
     changes = {"data": section | {"train_examples": 20}, "model__name": "net.py:make"}
     experiment = Experiment(short(**changes), elsewhere)
-    shown = (experiment.train.inputs.flatten(1)[:, :2] * 255).round().int()
+    shown = (experiment.data.train.inputs.flatten(1)[:, :2] * 255).round().int()
     assert shown[:, 1].tolist() == [7] * (20 - held_back), "these pixels tell nothing"
-    assert experiment.train_rows.tolist() == shown[:, 0].tolist()
+    assert experiment.data.train_rows.tolist() == shown[:, 0].tolist()
     if held_back:
         recipe = short(**changes, hyperparameters={"example_weight": {}},
                        meta={"steps": 1, "loss": "validation"})  # fmt: skip
         tune_recipe(recipe, Path("run"), data_root=elsewhere)
         kept = read_tensors(Path("run", "example_weights.safetensors"))
-        assert kept["rows"].tolist() == experiment.train_rows.tolist()
+        assert kept["rows"].tolist() == experiment.data.train_rows.tolist()
         words = {
             "photos/": "as the image files of train/ are sorted",
             "torchvision:DTD": "as torchvision's training part has them",
@@ -746,8 +746,8 @@ def test_regression_end_to_end():
     assert after["rmse"] < 0.2
     assert after["r2"] > 0.98
     experiment = Experiment(short(data__name="mine.npz"))
-    assert experiment.heldout.targets.shape == (16, 1)
-    spread = float(experiment.heldout.targets.var(unbiased=False))
+    assert experiment.data.heldout.targets.shape == (16, 1)
+    spread = float(experiment.data.heldout.targets.var(unbiased=False))
     assert after["r2"] == pytest.approx(1 - after["loss"] / spread, rel=1e-5)
     shown = run("show", "run").stdout
     assert "held-out error" in shown
@@ -804,9 +804,9 @@ def test_binary_accuracy_is_the_share_on_the_right_side():
     problem = experiment.problem()
     h = problem.run(experiment.theta, 0, 6, problem.initial_state())
     made = problem.objective.outputs(
-        problem.objective.pieces(h[: problem.weights]), experiment.heldout[0]
+        problem.objective.pieces(h[: problem.weights]), experiment.data.heldout[0]
     )
-    right = ((made > 0) == (experiment.heldout.targets > 0.5)).double().mean()
+    right = ((made > 0) == (experiment.data.heldout.targets > 0.5)).double().mean()
     assert experiment.heldout_measures(problem, h)["accuracy"] == float(right)
 
 
@@ -1125,8 +1125,8 @@ def test_the_hypergradient_of_a_convolutional_network_is_right(update, loss):
 def test_a_gpu_convolves_with_the_same_bits_and_all_of_them(monkeypatch):
     for name, default in (("deterministic", False), ("allow_tf32", True)):
         monkeypatch.setattr(torch.backends.cudnn, name, default)
-    monkeypatch.setattr(experiment_module, "choose_device", lambda wanted: "cuda")
-    experiment_module.device_and_threads(short())
+    monkeypatch.setattr(device_module, "choose_device", lambda wanted: "cuda")
+    device_module.device_and_threads(short())
     assert torch.backends.cudnn.deterministic
     assert not torch.backends.cudnn.allow_tf32
 
@@ -1144,7 +1144,7 @@ def test_torchvisions_network_is_trained_with_group_norm():
         Experiment(short(**section)).problem()
     experiment = Experiment(short(**section, model__options={"normalization": "group"}))
     problem = experiment.problem()
-    assert experiment.train.inputs.shape[1:] == (1, 32, 32)
+    assert experiment.data.train.inputs.shape[1:] == (1, 32, 32)
     assert problem.objective.shapes[0] == (64, 1, 7, 7), "as many channels as the images have"
     assert problem.objective.shapes[-1] == (3,)
     found = hypergradient(problem, experiment.theta, "neumann", trunc=1)
@@ -1477,4 +1477,4 @@ def test_a_training_of_ones_own_network_is_its_run():
     problem = experiment.problem()
     h = problem.run(experiment.theta, 0, problem.steps, problem.initial_state())
     assert result["heldout"] == experiment.heldout_measures(problem, h)
-    assert result["heldout_accuracy"] == problem.accuracy(h, experiment.heldout)
+    assert result["heldout_accuracy"] == problem.accuracy(h, experiment.data.heldout)

@@ -13,12 +13,11 @@ import sys
 
 import pytest
 import torch
-from conftest import assert_refused
+from commands import assert_refused, run
+from factories import tuning_text
 from rich.console import Console
-from typer.testing import CliRunner
 
-from hyperrbp.cli import app as cli
-from hyperrbp.config.recipe import parse
+from hyperrbp.config.loading import parse
 from hyperrbp.exceptions import DataError, DivergedError, MemoryExhaustedError, UsageError
 from hyperrbp.experiments import optimizer_runs as optimizer
 from hyperrbp.experiments.benchmark import (
@@ -50,20 +49,9 @@ CONTEST = importlib.import_module("hyperrbp.experiments.benchmark")
 
 INSTALLED = "hyperrbp.optimizers.optuna_samplers._is_installed"
 
-TINY = """\
-name: tiny
-seed: 7
-threads: 1
-device: cpu
-data: {name: digits, train_examples: 200}
-model: {options: {hidden: [4]}}
-inner: {steps: 6, batch_size: 20}
-gradient: {trunc: 2, averaging: {minibatches: 2, series: 1}}
-"""
-
-
-def run(*words):
-    return CliRunner().invoke(cli.app, [str(word) for word in words])
+TINY = tuning_text(
+    name="tiny", seed=7, data__train_examples=200, inner__batch_size=20, gradient__trunc=2
+)
 
 
 # --- what a search needs -------------------------------------------------------------------------
@@ -205,7 +193,9 @@ def test_a_turn_of_every_contestant(name, tiny, ticking):
     h = problem.run(theta, 0, problem.steps, problem.initial_state(theta))
     assert done["final_loss"] == pytest.approx(float(problem.loss_and_gradient(h)[0]), rel=1e-4)
     assert done["final_loss"] == done["curve"][-1][1]
-    assert done["heldout_accuracy"] == pytest.approx(problem.accuracy(h, experiment.heldout), 0.02)
+    assert done["heldout_accuracy"] == pytest.approx(
+        problem.accuracy(h, experiment.data.heldout), 0.02
+    )
     assert done["in_box"] is True
     # All begin at the recipe's start.
     h = problem.run(experiment.theta, 0, problem.steps, problem.initial_state(experiment.theta))
@@ -242,7 +232,9 @@ def test_all_searches_are_given_the_same_box_run_and_start(tiny, ticking, monkey
         problem, start = objective(0), state.start
         h = problem.run(start, 0, problem.steps, problem.initial_state(start))
         low, high = search._low.tolist(), search._high.tolist()
-        asked.setdefault(search._sampler.sentence, set()).add((*low, *high, *start.tolist(), *h.tolist()))
+        asked.setdefault(search._sampler.sentence, set()).add(
+            (*low, *high, *start.tolist(), *h.tolist())
+        )
         return Evaluation(0, 1.0, start, problem, 6)
 
     monkeypatch.setattr("hyperrbp.optimizers.optuna_search.OptunaSearch.step", noted)

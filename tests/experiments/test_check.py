@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import assert_refused, small_training_run
-from test_app import TINY, run
+from commands import assert_refused, run
+from factories import tuning_text
+from systems import small_training_run
 
 from hyperrbp.cli.exit_codes import EXIT_CODES, NOT_TRUSTED
-from hyperrbp.config.recipe import parse
+from hyperrbp.config.loading import parse
 from hyperrbp.experiments.tune import tune_recipe
 from hyperrbp.hypergradients import Averaging, hypergradient
 from hyperrbp.hypergradients.diagnostics.examination import examine
@@ -28,7 +29,7 @@ from hyperrbp.runtime.metering import LiveBytes, SavedBytes
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "tiny.yaml").write_text(TINY)
+    (tmp_path / "tiny.yaml").write_text(tuning_text())
 
 
 def records(folder):
@@ -213,7 +214,7 @@ def test_a_training_run_in_another_precision_is_the_same_run():
 
 def tiny(**changes):
     overrides = [("--set", key.replace("__", "."), value) for key, value in changes.items()]
-    return parse(TINY, overrides=overrides)
+    return parse(tuning_text(), overrides=overrides)
 
 
 def test_every_meta_step_says_what_its_gradient_is_worth(tmp_path):

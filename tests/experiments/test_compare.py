@@ -18,12 +18,12 @@ import time
 
 import pytest
 import torch
+from commands import run
+from factories import tuning_text
 from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
-from typer.testing import CliRunner
 
-from hyperrbp.cli import app as cli
-from hyperrbp.config.recipe import parse, read
+from hyperrbp.config.loading import parse, read
 from hyperrbp.exceptions import (
     CheckpointError,
     DataError,
@@ -51,15 +51,13 @@ from hyperrbp.runtime.subprocesses import call
 
 COMPARE = importlib.import_module("hyperrbp.experiments.compare")
 
-TINY = """\
-name: tiny
-threads: 1
-device: cpu
-data: {name: digits, train_examples: 300}
-model: {options: {hidden: [8]}}
-inner: {steps: 30, batch_size: 50}
-gradient: {trunc: 2, averaging: {minibatches: 3, series: 2}}
-"""
+TINY = tuning_text(
+    name="tiny",
+    data__train_examples=300,
+    model__options__hidden=[8],
+    inner__steps=30,
+    gradient={"trunc": 2, "averaging": {"minibatches": 3, "series": 2}},
+)
 T, B, FEATURES, HIDDEN, CLASSES = 30, 50, 64, 8, 10
 
 DOCUMENTED = {
@@ -73,10 +71,6 @@ NUMBERS = (DOCUMENTED - WHO) | {
     "paper_time_ratio", "paper_memory_ratio", "by_kind", "residual", "steady_state_residual",
     "gradient", "structurally_zero",
 }  # fmt: skip
-
-
-def run(*words):
-    return CliRunner().invoke(cli.app, [str(word) for word in words])
 
 
 # --- one real comparison -------------------------------------------------------------------------
@@ -264,7 +258,7 @@ def test_a_row_holds_what_a_call_in_this_process_finds(document, experiment, lab
     assert row["steady_state_residual"] == pytest.approx(result.steady_state_residual)
     assert row["trajectory_bytes"] == result.trajectory_bytes
     # Data of the run itself are not kept by a method: a minibatch is a copy, and is.
-    data = (*experiment.train[:2], *experiment.heldout[:2])
+    data = (*experiment.data.train[:2], *experiment.data.heldout[:2])
     with SavedBytes(*data) as saved:
         found()
     assert row["saved_bytes"] == saved.peak + result.trajectory_bytes

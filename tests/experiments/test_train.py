@@ -9,13 +9,13 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import factories
 import pytest
 import torch
-from conftest import outcome, small_graph
+from factories import LEARNING, documents_text, memory_text, outcome, tuning_text
+from systems import small_graph
 from torch import Tensor
 
-from hyperrbp.config.recipe import parse_any
-from hyperrbp.config.schema import AnyRecipe
 from hyperrbp.data.citation_networks import CitationGraph
 from hyperrbp.exceptions import CheckpointError, DivergedError, UsageError
 from hyperrbp.experiments import checkpoint
@@ -24,8 +24,8 @@ from hyperrbp.experiments.experiment import Experiment
 from hyperrbp.experiments.run_folder import RunFolder
 from hyperrbp.experiments.systems.associative_memory import AssociativeMemory, binarized, corrupt
 from hyperrbp.experiments.train import train_recipe
-from hyperrbp.experiments.trainers.equilibrium import NetworkTraining
-from hyperrbp.experiments.trainers.inner_run import InnerTraining
+from hyperrbp.experiments.trainers.equilibrium import EquilibriumTrainer
+from hyperrbp.experiments.trainers.inner_run import InnerRunTrainer
 from hyperrbp.experiments.tune import tune_recipe
 from hyperrbp.hypergradients import METHODS
 from hyperrbp.hypergradients.implicit_layer import Diagnosis
@@ -34,45 +34,23 @@ from hyperrbp.problems.penalties import PENALTIES
 from hyperrbp.problems.training.run import TrainingRun
 from hyperrbp.runtime import files
 
-MEMORY = """
-name: memory
-system: hopfield
-threads: 1
-device: cpu
-data: {name: digits, images: 3}
-network: {hidden: 6}
-inference: {updates: 8}
-gradient: {trunc: 4}
-training: {epochs: 6, validate_every: 2, learning_rate: 0.01}
-"""
-DOCUMENTS = """
-name: documents
-system: graph-net
-threads: 1
-device: cpu
-data: {dimensions: 3}
-network: {init: normal}
-inference: {updates: 7}
-gradient: {trunc: 3}
-training: {epochs: 6, validate_every: 2, learning_rate: 0.05}
-"""
-INNER = """
-name: inner
-threads: 1
-device: cpu
-data: {name: digits, train_examples: 200}
-model: {options: {hidden: [5]}, init_std: 0.3}
-inner: {steps: 12, batch_size: 50}
-gradient: {trunc: 4, averaging: {minibatches: 4, series: 2}}
-meta: {steps: 2, learning_rate: 0.1}
-"""
-TEXTS = {"memory": MEMORY, "documents": DOCUMENTS, "inner": INNER}
+TEXTS = {
+    "memory": memory_text(
+        name="memory",
+        data__images=3,
+        network__hidden=6,
+        inference__updates=8,
+        gradient__trunc=4,
+        training={"epochs": 6, "validate_every": 2, "learning_rate": 0.01},
+    ),
+    "documents": documents_text(name="documents"),
+    "inner": tuning_text(**LEARNING, name="inner"),
+}
 
 
-def recipe(kind: str, **changes) -> AnyRecipe:
+def recipe(kind: str, **changes):
     """A small recipe with other values: ``recipe("memory", training__epochs=3)``."""
-    overrides = [("test", key.replace("__", "."), value) for key, value in changes.items()]
-    return parse_any(TEXTS[kind], overrides=overrides)
+    return factories.recipe(TEXTS[kind], **changes)
 
 
 def graph() -> CitationGraph:
@@ -175,7 +153,7 @@ def test_the_weights_are_those_of_the_best_epoch(tmp_path, kind):
     epoch = result["best"]["epoch"]
     assert epoch < 6, "the last one is the best: nothing is shown"
     found = read_tensors(folder.weights_file)
-    by_hand = NetworkTraining(recipe(kind, training__learning_rate=rate))
+    by_hand = EquilibriumTrainer(recipe(kind, training__learning_rate=rate))
     for _ in range(epoch + 1):
         by_hand.advance()
     network = by_hand.system.network
@@ -188,7 +166,7 @@ def test_the_weights_are_those_of_the_best_epoch(tmp_path, kind):
 
 def test_of_epochs_that_are_alike_the_first_is_best(monkeypatch):
     monkeypatch.setattr(AssociativeMemory, "badness", lambda self, validation: 0.25)
-    training = NetworkTraining(recipe("memory"))
+    training = EquilibriumTrainer(recipe("memory"))
     for _ in range(3):
         training.advance()
     assert training.best["epoch"] == 0
@@ -205,10 +183,10 @@ def test_the_loss_falls(tmp_path, kind, epochs):
 @pytest.mark.parametrize("kind", ["memory", "documents"])
 def test_an_epoch_is_an_ordinary_training_loop(kind):
     """Against a loop with autograd all the way through."""
-    training = NetworkTraining(
+    training = EquilibriumTrainer(
         recipe(kind, gradient__method="bptt", dtype="float64", training__weight_decay=0.01)
     )
-    reference = NetworkTraining(recipe(kind, dtype="float64"))
+    reference = EquilibriumTrainer(recipe(kind, dtype="float64"))
     network, section = reference.system.network, training.recipe.training
     optimizer = (
         torch.optim.Adam(network.parameters(), section.learning_rate, weight_decay=0.01)
@@ -237,7 +215,7 @@ def test_an_epoch_is_an_ordinary_training_loop(kind):
 
 
 def test_what_the_memory_is_made_of():
-    training = NetworkTraining(recipe("memory", training__batch_size=2))
+    training = EquilibriumTrainer(recipe("memory", training__batch_size=2))
     system = training.system
     assert isinstance(system, AssociativeMemory)
     assert system.inputs.shape == (3, 64)
@@ -263,7 +241,7 @@ def test_what_the_memory_is_made_of():
 
 
 def test_what_the_documents_are_split_into():
-    system = NetworkTraining(recipe("documents")).system
+    system = EquilibriumTrainer(recipe("documents")).system
     parts = [getattr(system, f"_{part}") for part in ("train", "validation", "test")]
     assert [len(part) for part in parts] == [2, 98, 100]
     assert torch.cat(parts).sort().values.tolist() == list(range(200))
@@ -275,7 +253,7 @@ def test_what_the_documents_are_split_into():
     assert system.validate(right)["accuracy"] == 1.0
     assert system.loss(right) < 1e-6
     assert system.badness({"accuracy": 0.75}) == 0.25
-    assert NetworkTraining(recipe("documents")).pictures() is None
+    assert EquilibriumTrainer(recipe("documents")).pictures() is None
 
 
 # --- seeds ---------------------------------------------------------------------------------------
@@ -482,7 +460,7 @@ def test_a_file_that_holds_no_tensors_is_named(tmp_path):
 
 def injected(kind: str, monkeypatch, site: str, value: float) -> None:
     """NaN or infinity in the loss, or in its gradient alone, from epoch 3 on."""
-    real_epoch = NetworkTraining._loss
+    real_epoch = EquilibriumTrainer._loss
 
     class Poisoned(torch.autograd.Function):
         @staticmethod
@@ -497,7 +475,7 @@ def injected(kind: str, monkeypatch, site: str, value: float) -> None:
         loss, penalty = real_epoch(self, example, number, found)
         return (Poisoned.apply(loss) if self.position >= 3 else loss), penalty
 
-    monkeypatch.setattr(NetworkTraining, "_loss", loss)
+    monkeypatch.setattr(EquilibriumTrainer, "_loss", loss)
 
 
 @pytest.mark.parametrize("kind", ["memory", "documents"])
@@ -568,7 +546,7 @@ def test_an_output_that_is_not_finite_is_never_the_best(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Hopfield, "output", output)
     monkeypatch.setattr(Hopfield, "spoilt", False, raising=False)
-    training = NetworkTraining(recipe("memory", data__corruption=1.0))
+    training = EquilibriumTrainer(recipe("memory", data__corruption=1.0))
     training.advance()
     training.best["badness"] = 0.9  # as an unlucky start has it
     monkeypatch.setattr(Hopfield, "spoilt", True)
@@ -597,7 +575,7 @@ def test_a_methods_options_reach_it(monkeypatch):
     plain = recipe("memory", gradient__method="cg", gradient__options={"cg": {"damping": 0.0}})
     norms = []
     for changed in (damped, plain):
-        training = NetworkTraining(changed)
+        training = EquilibriumTrainer(changed)
         training.advance()
         norms.append(training.advance()["gradient"]["norm"])
     assert norms[0] < 0.1 * norms[1]
@@ -654,7 +632,7 @@ def test_the_weight_of_a_penalty_counts():
     norms = {}
     for weight in (1.0, 1e4, 2e4):
         section = {"name": "columns", "weight": weight, "options": {"eta": 1e-6}}
-        training = NetworkTraining(recipe("memory", network__init_std=0.3, penalty=section))
+        training = EquilibriumTrainer(recipe("memory", network__init_std=0.3, penalty=section))
         training.advance()
         training.position = 1
         example = next(training.system.epoch(1))
@@ -685,7 +663,7 @@ def test_an_inner_training_is_the_problems_run(tmp_path):
         "environment", "inexact_resumes",
     }  # fmt: skip
     assert result["meta_loss"] == float(problem.loss_and_gradient(h)[0])
-    assert result["heldout_accuracy"] == problem.accuracy(h, experiment.heldout)
+    assert result["heldout_accuracy"] == problem.accuracy(h, experiment.data.heldout)
     assert result["train_steps"] == 12
     found = read_tensors(folder.weights_file)
     pieces = problem.objective.pieces(h[: problem.weights])
@@ -763,15 +741,15 @@ def test_hyperparameters_that_cannot_be_meant(tmp_path):
 
 
 def test_headlines_say_what_is_trained():
-    assert NetworkTraining(recipe("memory")).headline() == (
+    assert EquilibriumTrainer(recipe("memory")).headline() == (
         "memory: 134 neurons, 3 images of 8×8; 17,956 weights; neumann with K = 4 on cpu,"
         " 1 thread\n6 epochs of 8 updates an inference"
     )
     assert (
         "documents: 200 documents, 300 links, 2 labels;"
-        in NetworkTraining(recipe("documents")).headline()
+        in EquilibriumTrainer(recipe("documents")).headline()
     )
     assert (
         "\n12 training steps, learning rates 0.368 … 0.368"
-        in InnerTraining(recipe("inner")).headline()
+        in InnerRunTrainer(recipe("inner")).headline()
     )

@@ -8,31 +8,25 @@ import time
 
 import pytest
 import torch
-from conftest import outcome
+from factories import LEARNING, outcome, recipe, tuning_text
+from hyperrbp.experiments.final_evaluation import evaluate_replicates
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from hyperrbp import tune_recipe
-from hyperrbp.config.recipe import parse, read
+from hyperrbp.config.loading import read
 from hyperrbp.exceptions import CheckpointError, UsageError
 from hyperrbp.experiments import checkpoint
 from hyperrbp.experiments.experiment import Experiment
-from hyperrbp.experiments.final_evaluation import evaluate_replicates
 from hyperrbp.experiments.run_folder import RunFolder
 from hyperrbp.reporting.tensorboard import TensorBoard, scalars
 
-TINY = """
-name: tiny
-threads: 1
-data: {name: digits, train_examples: 200}
-model: {options: {hidden: [5]}, init_std: 0.3}
-inner: {steps: 12, batch_size: 50}
-gradient: {trunc: 4, averaging: {minibatches: 4, series: 2}}
-meta: {steps: 5, learning_rate: 0.1, decay: {factor: 0.5, from_step: 3}}
-"""
+TINY = tuning_text(
+    **LEARNING, name="tiny", meta__steps=5, meta__decay={"factor": 0.5, "from_step": 3}
+)
 
 
 def tiny(**changes):
-    return parse(TINY, overrides=[("test", key, value) for key, value in changes.items()])
+    return recipe(TINY, **changes)
 
 
 # --- a run on disk -------------------------------------------------------------------------------
@@ -86,13 +80,13 @@ def test_the_best_hyperparameters_train_to_the_best_loss(tmp_path):
 
 def by_hand(experiment, theta, number):
     """The held-out loss and accuracy after a run from other weights and batches."""
-    problem = experiment.unseen(number)
+    problem = experiment.replicate(number)
     h = problem.run(theta, 0, problem.steps, problem.initial_state(theta))
     outputs = problem.objective.outputs(
-        problem.objective.pieces(h[: problem.weights]), experiment.heldout.inputs
+        problem.objective.pieces(h[: problem.weights]), experiment.data.heldout.inputs
     )
-    right = outputs.argmax(1) == experiment.heldout.targets
-    loss = torch.nn.functional.cross_entropy(outputs, experiment.heldout.targets)
+    right = outputs.argmax(1) == experiment.data.heldout.targets
+    loss = torch.nn.functional.cross_entropy(outputs, experiment.data.heldout.targets)
     return float(loss), float(right.double().mean())
 
 
@@ -137,16 +131,16 @@ def test_the_answer_is_tested_from_other_draws_on_the_held_out_examples(tmp_path
 def test_no_draw_of_the_test_is_one_of_a_meta_step(fresh):
     experiment = Experiment(tiny(**{"inner.fresh": fresh}))
     problems = [experiment.problem(step) for step in range(20)]
-    problems += [experiment.unseen(number) for number in range(20)]
+    problems += [experiment.replicate(number) for number in range(20)]
     starts = {tuple(problem.initial_state().tolist()) for problem in problems}
     orders = {tuple(problem.input(0).rows.tolist()) for problem in problems}
     assert len(starts) == len(orders) == (40 if fresh else 21)
-    again = Experiment(tiny()).unseen(3)
-    assert torch.equal(again.initial_state(), experiment.unseen(3).initial_state())
+    again = Experiment(tiny()).replicate(3)
+    assert torch.equal(again.initial_state(), experiment.replicate(3).initial_state())
 
 
 def test_a_test_run_that_turns_non_finite_is_null_and_counted(monkeypatch):
-    experiment, real = Experiment(tiny()), Experiment.unseen
+    experiment, real = Experiment(tiny()), Experiment.replicate
 
     def one_is_bad(self, number):
         problem = real(self, number)
@@ -161,7 +155,7 @@ def test_a_test_run_that_turns_non_finite_is_null_and_counted(monkeypatch):
         "accuracy": {"mean": None, "deviation": None, "values": [None] * 3},
         "diverged": 3,
     }
-    monkeypatch.setattr(Experiment, "unseen", one_is_bad)
+    monkeypatch.setattr(Experiment, "replicate", one_is_bad)
     found = evaluate_replicates(experiment, {"tuned": experiment.theta}, lambda *_: None)["tuned"]
     assert found["diverged"] == 1
     for measure in ("loss", "accuracy"):
@@ -231,12 +225,14 @@ def test_global_generators_stand_as_they_stood(tmp_path):
 def test_a_validation_split_is_held_back():
     section = {"data.validation_examples": 40, "meta.loss": "validation"}
     experiment = Experiment(tiny(**section))
-    assert len(experiment.train) == 160
-    assert len(experiment.validation) == 40
-    whole = Experiment(tiny()).train
+    assert len(experiment.data.train) == 160
+    assert len(experiment.data.validation) == 40
+    whole = Experiment(tiny()).data.train
     rows = {tuple(row.tolist()) for row in whole.inputs}
     split = [
-        tuple(r.tolist()) for part in (experiment.train, experiment.validation) for r in part.inputs
+        tuple(r.tolist())
+        for part in (experiment.data.train, experiment.data.validation)
+        for r in part.inputs
     ]
     assert {*split} == rows
     assert len(split) == 200

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import small_training_run
+from systems import small_training_run
 
 from hyperrbp import Averaging, GradientSettings, hypergradient
 from hyperrbp.hypergradients import METHODS, method_class

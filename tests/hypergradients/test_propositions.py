@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from conftest import random_linear
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from systems import random_linear
 
 from hyperrbp import hypergradient
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import random_linear
+from systems import random_linear
 from torch import Tensor
 
 from hyperrbp import Averaging, hypergradient

@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from conftest import random_linear, small_training_run
+from systems import random_linear, small_training_run
 
 from hyperrbp import AdamSettings, GradientSettings, descend, hypergradient
 from hyperrbp.hypergradients import METHODS

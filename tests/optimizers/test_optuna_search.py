@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from conftest import small_training_run
+from systems import small_training_run
 
 from hyperrbp.exceptions import UsageError
 from hyperrbp.optimizers.base import minimize

@@ -13,12 +13,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import small_graph
+from systems import small_graph
 from typer.testing import CliRunner
 
 from hyperrbp import paper as reproduction
 from hyperrbp.cli import app as cli
-from hyperrbp.config.recipe import Recipe, parse_any
+from hyperrbp.config.cross_checks import cross_check
+from hyperrbp.config.loading import parse_any
+from hyperrbp.config.recipe import Recipe
 from hyperrbp.data.citation_networks import NETWORKS, CitationGraph
 from hyperrbp.exceptions import DataError, DivergedError, UsageError
 from hyperrbp.experiments.run_folder import RunFolder
@@ -186,7 +188,7 @@ def test_every_cell_is_a_recipe_that_can_be_run(plan):
         run_specs = artifact.run_specs(plan)
         assert len({spec.name for spec in run_specs}) == len(run_specs)
         for spec in run_specs:
-            assert list(spec.recipe.contradictions()) == []
+            assert list(cross_check(spec.recipe)) == []
             assert spec.recipe.device == plan.device
             assert isinstance(spec.recipe, Recipe) == isinstance(spec, TuneSpec | CompareSpec)
             # Two artifacts that name a run alike mean the same one.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import (
+from systems import (
     small_graph,
     small_graph_net,
     small_graph_network,

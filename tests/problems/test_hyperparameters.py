@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+from systems import VALUES, examples, run_of
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -17,13 +18,6 @@ from hyperrbp.hypergradients.bptt import Bptt
 from hyperrbp.problems.training.hyperparameters import KINDS, Grain, Hyperparameters, Layout
 from hyperrbp.problems.training.run import TrainingRun
 
-VALUES = {
-    "learning_rate": 0.3,
-    "momentum": 0.6,
-    "weight_decay": 0.02,
-    "init_scale": 1.3,
-    "example_weight": 0.8,
-}
 GRAINS = [
     ("learning_rate", Grain("net")),
     ("learning_rate", Grain("layer", 2)),
@@ -51,38 +45,6 @@ MIXED = {
     "init_scale": Grain("layer"),
     "example_weight": Grain("example"),
 }
-
-
-def examples(count: int, source: torch.Generator) -> Batch:
-    inputs = torch.randn(count, 5, generator=source, dtype=torch.float64)
-    return Batch(inputs, torch.randint(0, 3, (count,), generator=source))
-
-
-def run_of(
-    tuned: dict[str, Grain],
-    *,
-    update: str = "maclaurin",
-    steps: int = 9,
-    fixed: dict[str, float] | None = None,
-    **arguments,
-) -> tuple[TrainingRun, torch.Tensor]:
-    """A classifier on 24 examples with a validation loss on 30 others, and a θ off its start."""
-    source = torch.Generator().manual_seed(3)
-    model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3)).double()
-    count = sum(tensor.numel() for tensor in model.parameters())
-    problem = TrainingRun(
-        model,
-        ShuffledBatches(examples(24, source), 8, 3),
-        steps=steps,
-        update=update,
-        meta_examples=examples(30, source),
-        loss=partial(cross_entropy, reduction="none"),
-        initial_weights=0.5 * torch.randn(count, generator=source, dtype=torch.float64),
-        hyperparameters=Hyperparameters(tuned, fixed or {}),
-        **arguments,
-    )
-    theta = problem.initial_theta(**VALUES)
-    return problem, theta + 0.2 * torch.randn(len(theta), generator=source, dtype=torch.float64)
 
 
 def final_loss(problem: TrainingRun, theta: torch.Tensor) -> torch.Tensor:

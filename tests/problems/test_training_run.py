@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from conftest import small_training_run
+from systems import small_training_run
 from torch import nn
 from torch.nn.functional import cross_entropy
 

@@ -16,13 +16,12 @@ from stat import S_ISDIR
 
 import pytest
 import torch
-from conftest import outcome
+from factories import SIX_STEPS, outcome, recipe
+from processes import watch_the_disk
 from torch import Tensor
 from typer.testing import CliRunner
 
 from hyperrbp.cli import app as cli
-from hyperrbp.config.recipe import parse_any
-from hyperrbp.config.schema import AnyRecipe
 from hyperrbp.exceptions import CheckpointError, StorageError
 from hyperrbp.experiments import checkpoint
 from hyperrbp.experiments.run_folder import RunFolder
@@ -30,88 +29,11 @@ from hyperrbp.experiments.train import train_recipe
 from hyperrbp.experiments.tune import tune_recipe
 from hyperrbp.runtime import files
 
-TUNE = """
-name: tiny
-threads: 1
-device: cpu
-data: {name: digits, train_examples: 100}
-model: {options: {hidden: [4]}, init_std: 0.3}
-inner: {steps: 6, batch_size: 50}
-gradient: {trunc: 3, averaging: {minibatches: 2, series: 2}}
-meta: {steps: 6, learning_rate: 0.1}
-"""
-TRAIN = """
-name: memory
-system: hopfield
-threads: 1
-device: cpu
-data: {name: digits, images: 2}
-network: {hidden: 3}
-inference: {updates: 4}
-gradient: {trunc: 3}
-training: {epochs: 6, validate_every: 2, learning_rate: 0.01}
-"""
-
 State = tuple[dict, dict[str, Tensor]]
 """The content and the tensors of a checkpoint."""
 
 
 # --- a disk that can be stopped ------------------------------------------------------------------
-
-CALLS = (
-    (os, "open"),
-    (os, "fsync"),
-    (Path, "open"),
-    (Path, "exists"),
-    (Path, "replace"),
-    (Path, "unlink"),
-    (Path, "mkdir"),
-    (Path, "rmdir"),
-)
-
-
-def watch_the_disk(patch: pytest.MonkeyPatch, moment: Callable[[str], None]) -> None:
-    """Call ``moment`` before and after whatever touches files, and amid each write."""
-    inside = []
-
-    def now(name: str) -> None:
-        if not inside:  # what it does itself is no moment
-            inside.append(True)
-            try:
-                moment(name)
-            finally:
-                inside.clear()
-
-    def watched(name: str, call: Callable) -> Callable:
-        def wrapper(*arguments, **options):
-            now(name)
-            done = call(*arguments, **options)
-            if isinstance(done, io.IOBase):
-                if done.writable():
-                    done.write = in_two_pieces(done)
-            elif name != "open":  # what is open, someone has to close
-                now(name)
-            return done
-
-        return wrapper
-
-    def in_two_pieces(file) -> Callable:
-        write = type(file).write
-
-        def wrapper(data):
-            now("write")
-            written = write(file, data[: len(data) // 2])
-            file.flush()
-            now("write")
-            written += write(file, data[len(data) // 2 :])
-            file.flush()
-            now("write")
-            return written
-
-        return wrapper
-
-    for owner, name in CALLS:
-        patch.setattr(owner, name, watched(name, getattr(owner, name)))
 
 
 class Crash(BaseException):
@@ -414,12 +336,6 @@ def test_a_damaged_checkpoint_never_takes_the_place_of_a_whole_one(tmp_path, par
 # --- a whole run over damage ---------------------------------------------------------------------
 
 
-def small(text: str, **changes) -> AnyRecipe:
-    """A recipe of this file with other values: ``small(TUNE, meta__steps=3)``."""
-    overrides = [("test", key.replace("__", "."), value) for key, value in changes.items()]
-    return parse_any(text, overrides=overrides)
-
-
 class CopiesTheFolder:
     """An observer that copies the folder before one record is written: a run killed there."""
 
@@ -447,7 +363,7 @@ def test_tune_resumed_over_a_damaged_checkpoint_ends_with_the_same_bits(tmp_path
     Catches damage that ends the run, and records kept that will be taken again.
     """
     at_four = CopiesTheFolder(4, tmp_path / "at four")
-    tune_recipe(small(TUNE), tmp_path / "whole", observers=[at_four])
+    tune_recipe(recipe(SIX_STEPS["tune"]), tmp_path / "whole", observers=[at_four])
     file = tmp_path / "run" / "checkpoint.json"
     for content in hurt_contents((at_four.to / file.name).read_bytes()):
         shutil.rmtree(file.parent, ignore_errors=True)
@@ -465,7 +381,7 @@ def test_tune_resumed_over_a_damaged_checkpoint_ends_with_the_same_bits(tmp_path
 def test_train_resumed_over_a_damaged_checkpoint_ends_with_the_same_bits(tmp_path, caplog, part):
     """Six damages of the content, and six of the tensors. Catches records that stand twice."""
     at_five = CopiesTheFolder(5, tmp_path / "at five")
-    train_recipe(small(TRAIN), tmp_path / "whole", observers=[at_five])
+    train_recipe(recipe(SIX_STEPS["train"]), tmp_path / "whole", observers=[at_five])
     file = tmp_path / "run" / "checkpoint.json"
     hurt = parts(at_five.to / file.name)[part]
     for content in hurt_contents(hurt.read_bytes()):
@@ -473,6 +389,6 @@ def test_train_resumed_over_a_damaged_checkpoint_ends_with_the_same_bits(tmp_pat
         shutil.copytree(at_five.to, file.parent)
         (file.parent / hurt.name).write_bytes(content)
         caplog.clear()
-        train_recipe(small(TRAIN), file.parent, resume=True)
+        train_recipe(recipe(SIX_STEPS["train"]), file.parent, resume=True)
         assert f"{file.parent / hurt.name}: the checkpoint is damaged" in caplog.text
         assert outcome(file.parent) == outcome(tmp_path / "whole")

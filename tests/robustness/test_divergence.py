@@ -14,7 +14,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import FORKS, Linear, assert_refused, outcome, random_linear
+from commands import assert_refused
+from factories import LEARNING, outcome, recipe, tuning_text
+from processes import FORKS
+from systems import Linear, random_linear
 from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
@@ -23,7 +26,7 @@ from typer.testing import CliRunner
 
 from hyperrbp import AdamSettings, Averaging, GradientSettings, descend, hypergradient, tune_recipe
 from hyperrbp.cli import app as cli
-from hyperrbp.config.recipe import Recipe, parse
+from hyperrbp.config.recipe import Recipe
 from hyperrbp.exceptions import DivergedError
 from hyperrbp.experiments import checkpoint
 from hyperrbp.experiments.experiment import Experiment
@@ -324,22 +327,13 @@ def test_with_nothing_to_go_back_to_it_stops(site, caplog):
 
 # --- a run on disk --------------------------------------------------------------------------------
 
-TINY = """
-name: tiny
-threads: 1
-device: cpu
-data: {name: digits, train_examples: 200}
-model: {options: {hidden: [5]}, init_std: 0.3}
-inner: {steps: 12, batch_size: 50}
-gradient: {trunc: 4, averaging: {minibatches: 4, series: 2}}
-meta: {steps: 5, learning_rate: 0.1}
-"""
+TINY = tuning_text(**LEARNING, name="tiny", meta__steps=5)
 # Without any help from us: log α moves by 100 at once, and e¹⁰⁰ is no float32.
 FAR_TOO_LARGE = {"meta.learning_rate": 100.0, "meta.steps": 12, "gradient.method": "bptt"}
 
 
 def tiny(**changes) -> Recipe:
-    return parse(TINY, overrides=[("test", key, value) for key, value in changes.items()])
+    return recipe(TINY, **changes)
 
 
 @contextmanager

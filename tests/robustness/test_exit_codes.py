@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from conftest import FORKS
-from test_app import TINY, run
-from test_train import MEMORY
+from commands import run
+from factories import memory_text, tuning_text
+from processes import FORKS
 
 from hyperrbp import exceptions as errors
 from hyperrbp.cli.exit_codes import EXIT_CODES, NOT_TRUSTED
@@ -171,11 +171,11 @@ def ended(folder: Path, row: Row) -> tuple[int, str, str]:
 def tuned(tmp_path_factory) -> Path:
     """A finished run."""
     folder = tmp_path_factory.mktemp("tuned")
-    (folder / "tiny.yaml").write_text(TINY + "threads: 1\n")
-    (folder / "memory.yaml").write_text(MEMORY)
+    (folder / "tiny.yaml").write_text(tuning_text())
+    (folder / "memory.yaml").write_text(memory_text())
     (folder / "bad.yaml").write_text("sead: 1\n")
     (folder / "begun").mkdir()
-    (folder / "begun" / "recipe.yaml").write_text(TINY)
+    (folder / "begun" / "recipe.yaml").write_text(tuning_text())
     row = Row(0, ["tune", "tiny.yaml", "--out", "tuned"], "")
     assert ended(folder, row)[0] == 0
     return folder

@@ -17,31 +17,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import assert_refused
-from test_app import run, write_mnist
+from commands import assert_refused, run
+from factories import memory_text, tuning_text, write_mnist
 
-from hyperrbp.config.recipe import scalar
+from hyperrbp.config.loading import scalar
 from hyperrbp.data import citation_networks as citations
 
-TINY = """\
-data: {name: digits, train_examples: 100}
-threads: 1
-device: cpu
-model: {options: {hidden: [4]}}
-inner: {steps: 6, batch_size: 50}
-gradient: {trunc: 3, averaging: {minibatches: 2, series: 1}}
-meta: {steps: 2}
-"""
-MEMORY = """\
-system: hopfield
-threads: 1
-device: cpu
-data: {name: digits, images: 2}
-network: {hidden: 4}
-inference: {updates: 5}
-gradient: {trunc: 3}
-training: {epochs: 2, validate_every: 1}
-"""
+TINY = tuning_text()
+MEMORY = memory_text()
 
 
 @pytest.fixture(autouse=True)
@@ -311,15 +294,7 @@ def make(features, classes, width=4):
     return nn.Sequential(nn.Linear(features, width), nn.Tanh(), nn.Linear(width, classes))
 """
 LAZY = "    from package import helper\n\n    assert helper\n    return"
-OWN = """\
-data: {name: digits, train_examples: 100}
-threads: 1
-device: cpu
-model: {name: "CODE", options: {width: 3}}
-inner: {steps: 6, batch_size: 50}
-gradient: {trunc: 3, averaging: {minibatches: 2, series: 1}}
-meta: {steps: 2}
-"""
+OWN = tuning_text(model={"name": "CODE", "options": {"width": 3}})
 
 
 def own(folder: Path, code: str, text: str = NET) -> Path:

@@ -12,8 +12,8 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-from conftest import FORKS, outcome
-from test_checkpoint import TRAIN, TUNE, small, watch_the_disk
+from factories import SIX_STEPS, outcome, recipe
+from processes import FORKS, watch_the_disk
 
 from hyperrbp.exceptions import UsageError
 from hyperrbp.experiments import checkpoint
@@ -24,8 +24,8 @@ from hyperrbp.reporting.tensorboard import TensorBoard
 from hyperrbp.reporting.training_tensorboard import TrainingBoard
 
 SMALL = {
-    "tune": small(TUNE, meta__steps=12),
-    "train": small(TRAIN, training__epochs=12),
+    "tune": recipe(SIX_STEPS["tune"], meta__steps=12),
+    "train": recipe(SIX_STEPS["train"], training__epochs=12),
 }
 UNSAVED = {"tune": 1, "train": 2}
 """So many records may be lost: those from one checkpoint to the next."""

@@ -17,11 +17,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
-from conftest import FORKS
+from factories import memory_text, tuning_text
+from processes import FORKS
 from typer.testing import CliRunner
 
 from hyperrbp.cli import app as cli
-from hyperrbp.config.recipe import parse, parse_any
+from hyperrbp.config.loading import parse, parse_any
 from hyperrbp.exceptions import DataError, LockError
 from hyperrbp.experiments.run_folder import open_run
 from hyperrbp.experiments.tune import tune_recipe
@@ -29,25 +30,8 @@ from hyperrbp.paper.artifact import Plan
 from hyperrbp.paper.run_specs import CompareSpec, TrainSpec, TuneSpec, Watch
 from hyperrbp.runtime.locks import LOCK, held
 
-TUNING = """\
-threads: 1
-device: cpu
-data: {name: digits, train_examples: 100}
-model: {options: {hidden: [4]}}
-inner: {steps: 6, batch_size: 50}
-gradient: {trunc: 3, averaging: {minibatches: 2, series: 1}}
-meta: {steps: 1}
-"""
-MEMORY = """\
-system: hopfield
-threads: 1
-device: cpu
-data: {name: digits, images: 2}
-network: {hidden: 4}
-inference: {updates: 5}
-gradient: {trunc: 3}
-training: {epochs: 1}
-"""
+TUNING = tuning_text(meta__steps=1)
+MEMORY = memory_text(training={"epochs": 1})
 PROCESSES, STARTS = 10, 20
 KILLED = f"process 9999999 on {platform.node()} since ever\n"
 """What an owner that was killed leaves in the lock's file; there are no such numbers."""

@@ -7,24 +7,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from factories import recipe, tuning_text
+from processes import live
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_metering import live
 
 from hyperrbp import tune_recipe
-from hyperrbp.config.recipe import parse
 from hyperrbp.experiments.run_folder import RunFolder
 from hyperrbp.reporting.tensorboard import TensorBoard
 
-TINY = """
-name: tiny
-threads: 1
-device: cpu
-data: {name: digits, train_examples: 100}
-model: {options: {hidden: [3]}, init_std: 0.3}
-inner: {steps: 4, batch_size: 50}
-gradient: {trunc: 2, averaging: {minibatches: 2, series: 1}}
-meta: {steps: 200, learning_rate: 0.01}
-"""
+TINY = tuning_text(
+    name="tiny",
+    model={"options": {"hidden": [3]}, "init_std": 0.3},
+    inner__steps=4,
+    gradient__trunc=2,
+    meta={"steps": 200, "learning_rate": 0.01},
+)
 MiB = 2**20
 
 
@@ -83,8 +80,7 @@ def test_a_long_run_holds_and_leaves_no_more_than_a_short_one(tmp_path, first, s
     watcher, board = Watcher(at), TensorBoard()
     before = torch.get_num_threads()
     try:
-        recipe = parse(TINY, overrides=[("test", "meta.steps", steps)])
-        tune_recipe(recipe, tmp_path / "run", observers=[board, watcher])
+        tune_recipe(recipe(TINY, meta__steps=steps), tmp_path / "run", observers=[board, watcher])
     finally:
         torch.set_num_threads(before)
     assert watcher.tensor_bytes == [watcher.tensor_bytes[0]] * 3

@@ -9,31 +9,31 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import assert_refused, outcome
+from commands import assert_refused
+from factories import memory_text, outcome, recipe, tuning_text
 from typer.testing import CliRunner
 
 from hyperrbp import tune_recipe
 from hyperrbp.cli import app as cli
 from hyperrbp.config.equilibrium import HopfieldRecipe
-from hyperrbp.config.recipe import Recipe, parse_any
-from hyperrbp.config.schema import AnyRecipe
+from hyperrbp.config.recipe import Recipe
+from hyperrbp.config.schema import BaseRecipe
 from hyperrbp.exceptions import CheckpointError
 from hyperrbp.experiments import checkpoint
 from hyperrbp.experiments.experiment import Experiment
 from hyperrbp.experiments.run_folder import RunFolder
 from hyperrbp.experiments.train import train_recipe
 
-TINY = """
-name: tiny
-threads: 1
-device: cpu
-data: {name: digits, train_examples: 200, validation_examples: 40}
-model: {options: {hidden: [3]}, init_std: 0.3}
-inner: {steps: 6, batch_size: 50, weight_decay: 0.01}
-hyperparameters: {weight_decay: {}}
-gradient: {trunc: 3, averaging: {minibatches: 2, series: 2}, options: {neumann: {tolerance: 0.5}}}
-meta: {steps: 2, learning_rate: 0.1, decay: {factor: 0.5, from_step: 1}}
-"""
+TINY = tuning_text(
+    name="tiny",
+    data={"name": "digits", "train_examples": 200, "validation_examples": 40},
+    model={"options": {"hidden": [3]}, "init_std": 0.3},
+    inner__weight_decay=0.01,
+    hyperparameters={"weight_decay": {}},
+    gradient__averaging__series=2,
+    gradient__options={"neumann": {"tolerance": 0.5}},
+    meta={"steps": 2, "learning_rate": 0.1, "decay": {"factor": 0.5, "from_step": 1}},
+)
 TUNING: dict[str, Any] = {
     "name": "another",
     "seed": 7,
@@ -91,18 +91,15 @@ NOT_COMPARED = {
     *("hyperparameters.init_scale", "hyperparameters.example_weight"),
 }
 
-MEMORY = """
-name: memory
-system: hopfield
-threads: 1
-device: cpu
-data: {name: digits, images: 3}
-network: {hidden: 6}
-inference: {updates: 8}
-gradient: {trunc: 4, options: {neumann: {tolerance: 0.5}}}
-penalty: {name: columns, weight: 1.0}
-training: {epochs: 3, validate_every: 2, learning_rate: 0.01}
-"""
+MEMORY = memory_text(
+    name="memory",
+    data__images=3,
+    network__hidden=6,
+    inference__updates=8,
+    gradient={"trunc": 4, "options": {"neumann": {"tolerance": 0.5}}},
+    penalty={"name": "columns", "weight": 1.0},
+    training={"epochs": 3, "validate_every": 2, "learning_rate": 0.01},
+)
 
 
 def tiny(**changes: Any) -> Recipe:
@@ -111,8 +108,8 @@ def tiny(**changes: Any) -> Recipe:
     return found
 
 
-def changed(text: str, changes: Mapping[str, Any]) -> AnyRecipe:
-    return parse_any(text, overrides=[("test", key, value) for key, value in changes.items()])
+def changed(text: str, changes: Mapping[str, Any]) -> BaseRecipe:
+    return recipe(text, **changes)
 
 
 def leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -13,32 +13,16 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
-from conftest import FORKS
+from factories import memory_text, tuning_text
+from processes import FORKS
 
 from hyperrbp.cli import app as cli
 from hyperrbp.experiments import checkpoint
 from hyperrbp.experiments.run_folder import RunFolder
 from hyperrbp.runtime import signals
 
-TUNING = """\
-threads: 1
-device: cpu
-data: {name: digits, train_examples: 200}
-model: {options: {hidden: [4]}}
-inner: {steps: 6, batch_size: 50}
-gradient: {trunc: 3, averaging: {minibatches: 2, series: 1}}
-meta: {steps: 2}
-"""
-MEMORY = """\
-system: hopfield
-threads: 1
-device: cpu
-data: {name: digits, images: 2}
-network: {hidden: 4}
-inference: {updates: 5}
-gradient: {trunc: 3}
-training: {epochs: 1000000}
-"""
+TUNING = tuning_text(data__train_examples=200)
+MEMORY = memory_text(training={"epochs": 1_000_000})
 STOPPED = {signal.SIGINT: (130, "interrupted"), signal.SIGTERM: (143, "terminated")}
 SOON = 60.0
 """Seconds until a test gives up; nothing here takes so long."""

@@ -13,36 +13,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import FORKS, outcome
+from factories import memory_text, outcome, tuning_text
+from processes import FORKS
 from typer.testing import CliRunner
 
 from hyperrbp.cli import app as cli
-from hyperrbp.config.recipe import read_any
+from hyperrbp.config.loading import read_any
 from hyperrbp.experiments import checkpoint
 from hyperrbp.experiments.run_folder import RunFolder
 from hyperrbp.experiments.train import train_recipe
 from hyperrbp.experiments.tune import tune_recipe
 
-TUNING = """\
-threads: 1
-device: cpu
-data: {name: digits, train_examples: 100}
-model: {options: {hidden: [2]}}
-inner: {steps: 3, batch_size: 50}
-gradient: {trunc: 2, averaging: {minibatches: 1, series: 1}}
-meta: {steps: 3}
-record: {inner_curves: []}
-"""
-MEMORY = """\
-system: hopfield
-threads: 1
-device: cpu
-data: {name: digits, images: 2}
-network: {hidden: 4}
-inference: {updates: 3}
-gradient: {trunc: 2}
-training: {epochs: 2, validate_every: 1}
-"""
+TUNING = tuning_text(
+    model__options__hidden=[2],
+    inner__steps=3,
+    gradient={"trunc": 2, "averaging": {"minibatches": 1, "series": 1}},
+    meta__steps=3,
+    record__inner_curves=[],
+)
+MEMORY = memory_text(inference__updates=3, gradient__trunc=2)
 RECIPES = {"tune": TUNING, "train": MEMORY}
 UNITS = {"tune": "meta_step", "train": "epoch"}
 REMEDY = "; free some space; go on with --resume"

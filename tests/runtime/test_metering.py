@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import gc
-
 import pytest
 import torch
-from conftest import small_training_run
+from processes import live
+from systems import small_training_run
 
 from hyperrbp import AdamSettings, Averaging, GradientSettings, descend, hypergradient
 from hyperrbp.hypergradients import METHODS, method_class
@@ -103,17 +102,6 @@ def saved_bytes_tbptt(trunc: int, steps: int) -> int:
     with SavedBytes() as saved:
         hypergradient(problem, theta, "tbptt", trunc=trunc)
     return saved.peak
-
-
-def live() -> int:
-    """The bytes of every tensor that there is."""
-    gc.collect()
-    storages = {
-        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
-        for tensor in gc.get_objects()
-        if issubclass(type(tensor), torch.Tensor) and tensor.layout is torch.strided
-    }
-    return sum(storages.values())
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))

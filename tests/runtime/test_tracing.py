@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import small_training_run
+from systems import small_training_run
 from torch import nn
 
 from hyperrbp import Averaging, TrainingRun, hypergradient

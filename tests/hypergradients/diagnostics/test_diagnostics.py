@@ -11,7 +11,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
-from conftest import Linear, random_linear
+from systems import Linear, random_linear
 from torch import Tensor
 
 from hyperrbp import Averaging, hypergradient
