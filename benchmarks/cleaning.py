@@ -24,7 +24,7 @@ import torch
 from in_parts import kept, measure_or_report
 
 from hyperrbp.config import presets as presets
-from hyperrbp.config.recipe import read
+from hyperrbp.config.loading import read
 from hyperrbp.data.batches import ShuffledBatches
 from hyperrbp.experiments.experiment import Experiment
 from hyperrbp.experiments.meta_optimizer import evaluations, meta_optimizer
@@ -71,7 +71,7 @@ def random(at: Experiment, seed: int) -> dict:
 
 
 def one(at: Experiment, seed: int) -> dict:
-    problem, wrong = at.problem(), at.mislabelled
+    problem, wrong = at.problem(), at.data.mislabelled
     problem.prepare(at.theta)
     clean = at.theta.clone()
     clean[~wrong], clean[wrong] = 20.0, -20.0  # weights of 2 and 0: the mean over the clean ones

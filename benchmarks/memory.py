@@ -18,7 +18,7 @@ from statistics import median, quantiles
 import torch
 
 from hyperrbp import Hopfield, steady_state
-from hyperrbp.reporting.terminal import human_bytes
+from hyperrbp.reporting.formatting import human_bytes
 from hyperrbp.runtime.files import write_atomically
 from hyperrbp.runtime.metering import LiveBytes
 

@@ -28,11 +28,11 @@ import torch
 from torch import nn
 
 from hyperrbp import AdamSettings, Averaging, Experiment, GradientSettings, TrainingRun, descend
+from hyperrbp.config.loading import read
 from hyperrbp.config.presets import find
-from hyperrbp.config.recipe import read
 from hyperrbp.hypergradients import hypergradient
 from hyperrbp.reporting.figures import log_log_exponent
-from hyperrbp.reporting.terminal import human_bytes
+from hyperrbp.reporting.formatting import human_bytes
 from hyperrbp.runtime.metering import LiveBytes, PhaseMeter, SavedBytes
 
 RECIPE_AVERAGING = Averaging(minibatches=50, series=2)  # the mnist recipe's
@@ -139,7 +139,7 @@ def paper_setting(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         row = {"name": name, "seconds": taken, "kept": None, "live": None}
         if name in METHODS:
             row["kept"], row["live"] = kept_and_live(
-                experiment.problem(), experiment.theta, METHODS[name], experiment.train
+                experiment.problem(), experiment.theta, METHODS[name], experiment.data.train
             )
         rows.append(row)
     return rows
@@ -166,7 +166,7 @@ def larger_network(arguments: argparse.Namespace) -> dict[str, Any]:
         with LiveBytes() as meter:
             task()
         live[name] = meter.peak
-    kept, live["neumann"] = kept_and_live(problem, theta, settings, experiment.train)
+    kept, live["neumann"] = kept_and_live(problem, theta, settings, experiment.data.train)
     return {"weights": problem.weights, "seconds": seconds, "live": live, "kept": kept}
 
 
@@ -217,7 +217,7 @@ def growth(arguments: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
         for size, problem, trunc in cases:
             theta = problem.initial_theta(0.36787944117144233, 0.5)
             settings = GradientSettings("neumann", trunc, RECIPE_AVERAGING)
-            data = [tensor for experiment in experiments for tensor in experiment.train]
+            data = [tensor for experiment in experiments for tensor in experiment.data.train]
             kept, live = kept_and_live(problem, theta, settings, data)
             found[name].append(
                 {"size": size, "seconds": median(seconds[str(size)]), "kept": kept, "live": live}
@@ -233,7 +233,7 @@ def long_run(arguments: argparse.Namespace) -> dict[str, dict[str, int]]:
     for steps in (1_000, 100_000):
         problem.steps = steps
         meter = PhaseMeter(experiment.device)
-        with SavedBytes(*experiment.train) as saved, meter.phase("all"):
+        with SavedBytes(*experiment.data.train) as saved, meter.phase("all"):
             hypergradient(problem, experiment.theta, "neumann", averaging=RECIPE_AVERAGING)
         found[str(steps)] = {"kept": saved.peak, "process": meter.peak_bytes["all"]["process"]}
     return found

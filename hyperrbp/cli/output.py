@@ -40,7 +40,13 @@ def print_answer(answer: RenderableType) -> None:
 
 
 def print_json(document: Any) -> None:
-    """Print one JSON document on stdout."""
+    """Print one JSON document on stdout: a model, a list of models, or plain JSON."""
+    from pydantic import BaseModel
+
+    models = document if isinstance(document, list) else [document]
+    if all(isinstance(model, BaseModel) for model in models):
+        plain = [model.model_dump(mode="json") for model in models]
+        document = plain if isinstance(document, list) else plain[0]
     print(json.dumps(document))
 
 

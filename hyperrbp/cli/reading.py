@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,15 +12,16 @@ from hyperrbp.config import presets
 from hyperrbp.exceptions import Fault, RecipeError, UsageError
 
 if TYPE_CHECKING:
-    from hyperrbp.config.recipe import Override, Recipe
-    from hyperrbp.config.schema import AnyRecipe
+    from hyperrbp.config.loading import Override
+    from hyperrbp.config.recipe import Recipe
+    from hyperrbp.config.schema import BaseRecipe
 
 
 def tuning_recipe(
     name: str, settings: Sequence[str] | None, overrides: Sequence[Override], run_code: bool
 ) -> Recipe:
     """Read a recipe that can be tuned; see :func:`any_recipe`."""
-    from hyperrbp.config.recipe import read
+    from hyperrbp.config.loading import read
 
     file = presets.find(name)
     recipe = read(file, [*set_by(settings), *overrides])
@@ -29,7 +31,7 @@ def tuning_recipe(
 
 def any_recipe(
     name: str, settings: Sequence[str] | None, overrides: Sequence[Override], run_code: bool
-) -> AnyRecipe:
+) -> BaseRecipe:
     """Read a recipe of any kind.
 
     Args:
@@ -42,7 +44,7 @@ def any_recipe(
         UsageError: if there is no such recipe.
         RecipeError: if it is wrong, or names code that may not run.
     """
-    from hyperrbp.config.recipe import read_any
+    from hyperrbp.config.loading import read_any
 
     file = presets.find(name)
     recipe = read_any(file, [*set_by(settings), *overrides])
@@ -56,7 +58,7 @@ def set_by(settings: Sequence[str] | None) -> list[Override]:
     Raises:
         RecipeError: if one is not that.
     """
-    from hyperrbp.config.recipe import scalar
+    from hyperrbp.config.loading import scalar
 
     parsed: list[Override] = []
     for setting in settings or ():
@@ -88,16 +90,21 @@ def tuned_hyperparameters(run: Path) -> dict[str, dict[str, float]]:
         UsageError: if it is another kind of run.
         CheckpointError: if it has no result.
     """
+    from hyperrbp.experiments.results.run import RunResult
+    from hyperrbp.experiments.results.train import InnerRunResult
+    from hyperrbp.experiments.results.tune import TuneResult
     from hyperrbp.experiments.run_folder import RunFolder
 
-    found = RunFolder(run).result()
-    if "hyperparameters" not in found:
+    found = RunFolder(run).result(RunResult)
+    if not isinstance(found, TuneResult | InnerRunResult):
         raise UsageError(f"--hyperparameters {run}: not a tuning run")
-    hyperparameters: dict[str, dict[str, float]] = found["hyperparameters"]
-    return hyperparameters
+    return {
+        kind: {name: math.nan if value is None else value for name, value in values.items()}
+        for kind, values in found.hyperparameters.items()
+    }
 
 
-def _permit_code(recipe: AnyRecipe, file: Path, run_code: bool) -> None:
+def _permit_code(recipe: BaseRecipe, file: Path, run_code: bool) -> None:
     """Refuse a recipe that names code of the user's own, unless the command line permits it.
 
     Raises:

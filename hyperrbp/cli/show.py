@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -37,26 +37,23 @@ def show(
         if figure is not None:
             _draw(folders, figure)
             return
-        results = [folder.result() for folder in folders]
+        from hyperrbp.experiments.results.run import RunResult
+
+        results = [folder.result(RunResult) for folder in folders]
         if as_json:
             print_json(results[0] if len(results) == 1 else results)
             return
+        from hyperrbp.reporting.results import result_page
+
         for result in results:
-            _print(result)
+            print_answer(result_page(result))
 
 
 def _draw(folders: Sequence[RunFolder], figure: Path) -> None:
-    from hyperrbp.reporting.figures import draw, draw_trainings
+    from hyperrbp.reporting.figures import draw_trainings, draw_tunings
 
     trained = [folder.verb == "train" for folder in folders]
     if any(trained) and not all(trained):
         raise UsageError("--figure: runs of tune and of train have no picture in common")
-    (draw_trainings if trained[0] else draw)(folders, figure)
+    (draw_trainings if trained[0] else draw_tunings)(folders, figure)
     notify(f"wrote {figure}")
-
-
-def _print(result: dict[str, Any]) -> None:
-    from hyperrbp.reporting import terminal, training
-
-    tuned = "meta_loss" in result and "best" in result
-    print_answer((terminal if tuned else training).answer(result))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -30,9 +30,10 @@ from hyperrbp.cli.output import print_answer, print_json, stderr
 from hyperrbp.cli.reading import any_recipe, tuned_hyperparameters
 
 if TYPE_CHECKING:
-    from hyperrbp.config.schema import AnyRecipe
+    from hyperrbp.config.schema import BaseRecipe
+    from hyperrbp.experiments.results.train import TrainResult
     from hyperrbp.experiments.run_folder import RunFolder
-    from hyperrbp.experiments.train import TrainingObserver
+    from hyperrbp.experiments.train import TrainCallback
 
 
 def train(
@@ -85,21 +86,21 @@ def train(
 
 
 def _run(
-    recipe: AnyRecipe,
+    recipe: BaseRecipe,
     tuned: dict[str, dict[str, float]] | None,
     folder: RunFolder,
     data_root: Path | None,
     resume: bool,
     inexact_resume: bool,
     quiet: bool,
-) -> dict[str, Any]:
+) -> TrainResult:
     from hyperrbp.experiments.train import train_recipe
     from hyperrbp.reporting.training import TrainingBar, TrainingLines
     from hyperrbp.reporting.training_tensorboard import TrainingBoard
 
-    observers: list[TrainingObserver] = [TrainingBoard()]
+    callbacks: list[TrainCallback] = [TrainingBoard()]
     if not quiet:
-        observers.append(TrainingBar(stderr) if stderr.is_terminal else TrainingLines(stderr))
+        callbacks.append(TrainingBar(stderr) if stderr.is_terminal else TrainingLines(stderr))
     return train_recipe(
         recipe,
         folder,
@@ -107,14 +108,14 @@ def _run(
         data_root=data_root,
         resume=resume,
         inexact_resume=inexact_resume,
-        observers=observers,
+        callbacks=callbacks,
     )
 
 
-def _print(result: dict[str, Any], as_json: bool, quiet: bool) -> None:
-    from hyperrbp.reporting.training import answer
+def _print(result: TrainResult, as_json: bool, quiet: bool) -> None:
+    from hyperrbp.reporting.results import training_page
 
     if as_json:
         print_json(result)
     elif not quiet:
-        print_answer(answer(result))
+        print_answer(training_page(result))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -32,8 +32,9 @@ from hyperrbp.cli.reading import tuning_recipe
 
 if TYPE_CHECKING:
     from hyperrbp.config.recipe import Recipe
+    from hyperrbp.experiments.results.tune import TuneResult
     from hyperrbp.experiments.run_folder import RunFolder
-    from hyperrbp.experiments.tune import Observer
+    from hyperrbp.experiments.tune import TuneCallback
     from hyperrbp.hypergradients.cost_model import Cost
 
 
@@ -139,37 +140,36 @@ def _run(
     inexact_resume: bool,
     profile: bool,
     quiet: bool,
-) -> dict[str, Any]:
+) -> TuneResult:
     from hyperrbp.experiments.tune import tune_recipe
     from hyperrbp.reporting.tensorboard import TensorBoard
-    from hyperrbp.reporting.terminal import Dashboard, Plain
+    from hyperrbp.reporting.tuning_dashboard import TuningDashboard
+    from hyperrbp.reporting.tuning_lines import TuningLines
 
-    screen = Dashboard(stderr) if stderr.is_terminal else Plain(stderr)
-    observers: list[Observer] = [TensorBoard()]
+    callbacks: list[TuneCallback] = [TensorBoard()]
     if profile:
         from hyperrbp.experiments.profiling import ProfileFirst
 
-        observers.insert(0, ProfileFirst())
+        callbacks.insert(0, ProfileFirst())
     if not quiet:
-        observers.append(screen)
+        callbacks.append(TuningDashboard(stderr) if stderr.is_terminal else TuningLines(stderr))
     return tune_recipe(
         recipe,
         folder,
         data_root=data_root,
         resume=resume,
         inexact_resume=inexact_resume,
-        observers=observers,
-        told=(lambda *_: None) if quiet else screen.told,
+        callbacks=callbacks,
     )
 
 
-def _print(result: dict[str, Any], as_json: bool, quiet: bool) -> None:
-    from hyperrbp.reporting.terminal import answer
+def _print(result: TuneResult, as_json: bool, quiet: bool) -> None:
+    from hyperrbp.reporting.results import tuning_page
 
     if as_json:
         print_json(result)
     elif not quiet:
-        print_answer(answer(result))
+        print_answer(tuning_page(result))
 
 
 def _dry_run(recipe: Recipe, data_root: Path | None, as_json: bool) -> None:
@@ -197,8 +197,8 @@ def _dry_run(recipe: Recipe, data_root: Path | None, as_json: bool) -> None:
 
 
 def _print_cost(recipe: Recipe, cost: Cost) -> None:
-    from hyperrbp.config.recipe import ADAM
-    from hyperrbp.reporting.terminal import duration, human_bytes
+    from hyperrbp.config.sections import ADAM
+    from hyperrbp.reporting.formatting import duration, human_bytes
 
     steps, screening = recipe.meta.steps, ""
     if recipe.meta.optimizer != ADAM:

@@ -1,4 +1,7 @@
-"""The examples of a recipe: in the shape that its network wants, with targets as its loss wants."""
+"""Prepares the examples of a recipe: read, split, centered, in its precision, on its device.
+
+Inputs get the shape that the network wants, targets the one that the loss wants.
+"""
 
 from __future__ import annotations
 
@@ -14,19 +17,114 @@ from hyperrbp.config.recipe import Recipe
 from hyperrbp.data import sources as own_data
 from hyperrbp.data.batches import Batch
 from hyperrbp.data.builtin import SOURCES, DataSet, load
-from hyperrbp.exceptions import DataError
+from hyperrbp.exceptions import DataError, UsageError
 from hyperrbp.problems.losses import AUTO, LOSSES
 from hyperrbp.problems.networks import Shape, wanted_inputs
 from hyperrbp.problems.training.objective import LossFunction
 from hyperrbp.runtime import user_code
+from hyperrbp.runtime.randomness import generator
 
 _CLASSES = 10**6
 """More are a mistake: the network has an output for each."""
 
 
+class DataModule:
+    """The examples of a recipe, ready to be trained and tested on.
+
+    Args:
+        recipe: which data, and how they are split.
+        device: where the examples go.
+        root: the data root.
+        modules: the user's own code, which the recipe may name.
+
+    Raises:
+        DataError: if the data are missing, damaged, too few, or do not fit the recipe.
+        UsageError: if code that it names fails.
+    """
+
+    def __init__(
+        self, recipe: Recipe, device: torch.device, root: Path, modules: user_code.Modules
+    ) -> None:
+        self._recipe, self._device = recipe, device
+        self.dtype = {"float32": torch.float32, "float64": torch.float64}[recipe.dtype]
+        examples = read(recipe, root, modules)
+        self.shape, self.outputs = examples.shape, examples.outputs
+        self.loss, self.loss_name = examples.loss, examples.loss_name
+        self.digest = examples.digest
+        """Of the user's own data; None for a built-in set."""
+        self.mislabelled: Tensor
+        """Which training examples have a wrong class, by ``data.label_noise``; shape (B,)."""
+        self.train_rows: Tensor
+        """Which examples of the data set are trained on, by their numbers there, shape (B,)."""
+        self.train, self.validation = self._split(examples.train)
+        self.heldout = self._prepared(examples.heldout)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The tensors of all examples, which a meter of what a gradient keeps leaves out."""
+        parts = (self.train, self.validation, self.heldout)
+        return [tensor for examples in parts if examples for tensor in examples[:2]]
+
+    def _split(self, train: Batch) -> tuple[Batch, Batch | None]:
+        """Return the examples to train on and those to validate on."""
+        section = self._recipe.data
+        wanted = section.train_examples or len(train)
+        kept = wanted - section.validation_examples
+        if wanted > len(train) or self._recipe.inner.batch_size > kept:
+            raise DataError(
+                f"data set '{section.name}' has {len(train)} training examples; the recipe needs"
+                f" {max(wanted, self._recipe.inner.batch_size + section.validation_examples)}"
+            )
+        numbers = torch.arange(wanted) if train.rows is None else train.rows[:wanted]
+        train = Batch(train.inputs[:wanted], train.targets[:wanted])
+        self._center = train.inputs.mean(0) if section.center else None
+        train = self._prepared(train)
+        self.train_rows = numbers
+        if not section.validation_examples:
+            return self._noisy(train), None
+        # Which examples are held back depends on the seed alone; the rest keep their order.
+        order = torch.randperm(wanted, generator=generator(self._recipe.seed, "validation split"))
+        back = order[: section.validation_examples].sort().values.to(self._device)
+        left = order[section.validation_examples :].sort().values
+        self.train_rows, stay = numbers[left], left.to(self._device)
+        return (
+            self._noisy(Batch(train.inputs[stay], train.targets[stay])),
+            Batch(train.inputs[back], train.targets[back]),
+        )
+
+    def _noisy(self, train: Batch) -> Batch:
+        """Replace the classes of some examples by others, each other one as likely."""
+        source = generator(self._recipe.seed, "label noise")
+        count = round(self._recipe.data.label_noise * len(train))
+        self.mislabelled = torch.zeros(len(train), dtype=torch.bool)
+        if not count:
+            return train
+        if self.loss_name != "cross-entropy":
+            raise UsageError("data.label_noise needs classes, for the loss cross-entropy")
+        classes = self.outputs
+        wrong = torch.randperm(len(train), generator=source)[:count]
+        self.mislabelled[wrong] = True
+        shift = torch.randint(1, classes, (count,), generator=source)
+        targets = train.targets.clone()
+        wrong = wrong.to(targets.device)
+        targets[wrong] = (targets[wrong] + shift.to(targets.device)) % classes
+        return Batch(train.inputs, targets)
+
+    def _prepared(self, examples: Batch) -> Batch:
+        inputs = examples.inputs if self._center is None else examples.inputs - self._center
+        prepared = Batch(
+            inputs.to(self._device, self.dtype), examples.targets.to(self._device)
+        ).in_precision(self.dtype)
+        for what, tensor in zip(("inputs", "targets"), prepared[:2], strict=True):
+            if tensor.is_floating_point() and not tensor.isfinite().all():
+                name, dtype = self._recipe.data.name, self._recipe.dtype
+                raise DataError(f"data set '{name}': {what} too large for {dtype}")
+        return prepared
+
+
 @dataclass(frozen=True)
 class Examples:
-    """What a network is trained and tested on."""
+    """The examples of a recipe as they are read."""
 
     train: Batch
     """With the user's own numbers as rows, where their order is another."""
@@ -43,7 +141,7 @@ class Examples:
 
 
 def read(recipe: Recipe, root: Path, modules: user_code.Modules) -> Examples:
-    """The examples that a recipe names, by its code if it says so.
+    """Read the examples that a recipe names, by its code if it says so.
 
     Raises:
         DataError: if they are missing, damaged, or do not fit the recipe.

@@ -7,13 +7,14 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from hyperrbp.config.recipe import how_tuned
+from hyperrbp.config.recipe import describe_tuner
 from hyperrbp.data.sources import kind_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from hyperrbp.config.recipe import Recipe
+    from hyperrbp.experiments.results.tune import TuneResult
     from hyperrbp.problems.training.hyperparameters import Layout
 
 WEIGHT_DECAY, EXAMPLE_WEIGHTS = "weight_decay.safetensors", "example_weights.safetensors"
@@ -150,7 +151,7 @@ _NUMBERED = {
 
 
 def exported(
-    layout: Layout, theta: Tensor, result: Mapping[str, Any], recipe: Recipe, rows: Tensor
+    layout: Layout, theta: Tensor, result: TuneResult, recipe: Recipe, rows: Tensor
 ) -> tuple[str, dict[str, dict[str, Tensor]]]:
     """The source of a module for ``torch.optim.SGD`` with θ, and the tensors it reads, by file.
 
@@ -206,12 +207,12 @@ def exported(
         uses.insert(0, "scale_initial_weights(model)")
     if loop:
         uses += ["", "# And in each training step:", *loop, "optimizer.step()"]
-    best, gradient = result["best"], recipe.gradient
+    best, gradient = result.best, recipe.gradient
     heading = _HEADING.format(
-        version=result["environment"]["hyperrbp"],
-        run=f"Meta loss {best['meta_loss']:.6g} after {best['meta_step']} meta steps of"
-        f" {how_tuned(recipe.meta.optimizer, gradient.method, gradient.trunc)},"
-        f" {result['train_steps']} training steps each.",
+        version=result.environment["hyperrbp"],
+        run=f"Meta loss {best.meta_loss:.6g} after {best.meta_step} meta steps of"
+        f" {describe_tuner(recipe.meta.optimizer, gradient.method, gradient.trunc)},"
+        f" {result.train_steps} training steps each.",
         uses="\n".join(f"    {line}".rstrip() for line in uses),
         form=_FORMS[update],
     )

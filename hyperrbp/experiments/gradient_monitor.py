@@ -1,15 +1,17 @@
-"""Whether the gradient of a tuning run is still one to follow, asked at every meta step."""
+"""Watches over the gradient of a tuning run: is it still one to follow?"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from hyperrbp.experiments.experiment import Experiment
-from hyperrbp.experiments.summary_statistics import summarized_nested
+from hyperrbp.experiments.results.examination import ExaminationReport
+from hyperrbp.experiments.results.records import Diagnostics, GradientRecord, StepRecord
+from hyperrbp.experiments.summary_statistics import summarize_nested
 from hyperrbp.hypergradients import Hypergradient
-from hyperrbp.hypergradients.diagnostics.examination import Scope, examine
+from hyperrbp.hypergradients.diagnostics.examination import Examination, Scope, examine
 from hyperrbp.hypergradients.diagnostics.last_state import LastState
 from hyperrbp.hypergradients.diagnostics.noise import noise
 from hyperrbp.hypergradients.diagnostics.series import growth_rate
@@ -18,67 +20,86 @@ from hyperrbp.optimizers.base import Evaluation
 from hyperrbp.runtime.documents import finite_or_null
 
 
+@dataclass(frozen=True)
+class GradientAssessment:
+    """What the gradient of one meta step is worth."""
+
+    diagnostics: Diagnostics
+    verdict: Verdict
+    check: ExaminationReport | None = None
+    """Where it was examined in full."""
+    check_seconds: float | None = None
+    """What the full examination took."""
+    warning: str | None = None
+    """At the first gradient of a run that should not be followed."""
+
+
 class GradientMonitor:
-    """Adds to each record what its gradient is worth, and warns once.
+    """Assesses the gradient of each meta step, and warns once.
 
     Args:
         experiment: what is tuned.
         earlier: the records of a run that is resumed.
     """
 
-    def __init__(self, experiment: Experiment, earlier: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(self, experiment: Experiment, earlier: Sequence[StepRecord]) -> None:
         recipe = experiment.recipe
         self._every, self._seed = recipe.gradient.check_every, recipe.seed
-        # Differences and float64 tell of the loss and its arithmetic, not of this gradient.
+        # Finite differences and float64 are about the loss and its arithmetic, not this gradient.
         self._scope = Scope(
             differences=0, double=False, meta_learning_rate=recipe.meta.learning_rate
         )
-        self._warned = any("warning" in record for record in earlier)
-
-    def diagnose(self, step: Evaluation, record: dict[str, Any]) -> None:
-        """Add ``diagnostics``, ``verdict``, at some steps ``check``, and once ``warning``."""
-        found = step.hypergradient
-        if found is None:
-            return
-        record["diagnostics"] = finite_or_null(cheap_diagnostics(step, found))
-        verdict = cheap_verdict(found)
-        if self._every and step.meta_step % self._every == 0:
-            clock = time.perf_counter()
-            verdict, record["check"] = self._examination(step, found)
-            record["measured"]["seconds"]["check"] = time.perf_counter() - clock
-        record["verdict"] = str(verdict)
-        if not verdict.usable and not self._warned:
-            self._warned = True
-            record["warning"] = (
-                f"meta step {step.meta_step}: the gradient is {verdict}: {verdict.sentence};"
-                f" {verdict.advice}"
-            )
-
-    def _examination(
-        self, step: Evaluation, found: Hypergradient
-    ) -> tuple[Verdict, Mapping[str, Any]]:
-        at = LastState(step.problem, step.theta, found.state)
-        result = examine(
-            step.problem, step.theta, step.settings, self._scope, at=at, seed=self._seed
+        self._warned = any(
+            isinstance(record, GradientRecord) and record.warning is not None for record in earlier
         )
-        document = result.to_json()
-        del document["series"]["gradients"], document["gradient"]  # figures of a page of its own
-        return result.verdict, summarized_nested(finite_or_null(document))
+
+    def assess(self, step: Evaluation, found: Hypergradient) -> GradientAssessment:
+        """Return what ``found``, the gradient of a meta step, is worth."""
+        diagnostics, verdict = cheap_diagnostics(step, found), cheap_verdict(found)
+        check = seconds = None
+        if self._every and step.meta_step % self._every == 0:
+            started = time.perf_counter()
+            examination = self._examine(step, found)
+            verdict, check = examination.verdict, _without_figures(examination)
+            seconds = time.perf_counter() - started
+        return GradientAssessment(
+            diagnostics, verdict, check, seconds, self._warning(step.meta_step, verdict)
+        )
+
+    def _examine(self, step: Evaluation, found: Hypergradient) -> Examination:
+        at = LastState(step.problem, step.theta, found.state)
+        return examine(step.problem, step.theta, step.settings, self._scope, at=at, seed=self._seed)
+
+    def _warning(self, meta_step: int, verdict: Verdict) -> str | None:
+        if verdict.usable or self._warned:
+            return None
+        self._warned = True
+        return (
+            f"meta step {meta_step}: the gradient is {verdict}: {verdict.sentence};"
+            f" {verdict.advice}"
+        )
 
 
-def cheap_diagnostics(step: Evaluation, found: Hypergradient) -> dict[str, Any]:
-    """What the gradient itself tells, and the norms of its last state."""
+def _without_figures(examination: Examination) -> ExaminationReport:
+    """Return the report for a record: gradients are beside it, large parts are summarized."""
+    document = examination.to_json()
+    del document["series"]["gradients"], document["gradient"]
+    return ExaminationReport.model_validate(summarize_nested(finite_or_null(document)))
+
+
+def cheap_diagnostics(step: Evaluation, found: Hypergradient) -> Diagnostics:
+    """Return what the gradient itself tells, and the norms of its last state."""
     spread = noise(found)
     traces = [trace for trace in found.residuals if len(trace) > 1]
-    return {
-        "growth_rate": max(map(growth_rate, traces), default=None),
-        "above_noise": None if spread is None else spread.share,
-        "norms": dict(step.problem.norms(found.state)),
-    }
+    return Diagnostics(
+        growth_rate=max(map(growth_rate, traces), default=None),
+        above_noise=None if spread is None else spread.share,
+        norms=dict(step.problem.norms(found.state)),
+    )
 
 
 def cheap_verdict(found: Hypergradient) -> Verdict:
-    """The verdict without any further run."""
+    """Return the verdict that needs no further run."""
     spread = noise(found)
     return judge(
         Evidence(

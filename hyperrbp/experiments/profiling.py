@@ -1,37 +1,26 @@
-"""A close look at one meta step, taken on the side."""
+"""Profiles one meta step, beside a run."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
 from hyperrbp.exceptions import StorageError
 from hyperrbp.experiments.experiment import Experiment
+from hyperrbp.experiments.tune import TuneCallback, TuneContext
 from hyperrbp.runtime.files import write_atomically
 from hyperrbp.runtime.metering import LiveBytes, SavedBytes
 
-if TYPE_CHECKING:
-    from hyperrbp.experiments.run_folder import RunFolder
-    from hyperrbp.experiments.tune import Record
 
+class ProfileFirst(TuneCallback):
+    """Profiles one meta step before a run begins."""
 
-class ProfileFirst:
-    """An observer that profiles one meta step before a run begins."""
-
-    def started(self, experiment: Experiment, folder: RunFolder, earlier: Sequence[Record]) -> None:
+    def on_start(self, context: TuneContext) -> None:
         """Write ``profile/`` into the run folder."""
-        profile_meta_step(experiment, folder.path / "profile")
-
-    def stepped(self, record: Record, theta: torch.Tensor) -> None:
-        """Nothing."""
-
-    def stopped(self) -> None:
-        """Nothing."""
+        profile_meta_step(context.experiment, context.folder.path / "profile")
 
 
 def profile_meta_step(experiment: Experiment, folder: Path) -> dict[str, int]:
@@ -60,7 +49,7 @@ def profile_meta_step(experiment: Experiment, folder: Path) -> dict[str, int]:
         trace.export_chrome_trace(str(folder / "trace.json"))
     except OSError as error:
         raise StorageError(f"{folder}: {error.strerror or error}") from error
-    with SavedBytes(*experiment.data_tensors) as saved, LiveBytes() as live:
+    with SavedBytes(*experiment.data.tensors) as saved, LiveBytes() as live:
         meta_step()
     counts = {"live_tensor_bytes": live.peak, "saved_bytes": saved.peak}
     write_atomically(folder / "bytes.json", json.dumps(counts, indent=2) + "\n")

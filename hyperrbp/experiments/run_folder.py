@@ -25,12 +25,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
-from hyperrbp.config.recipe import Recipe, read_any
-from hyperrbp.config.schema import AnyRecipe
+from hyperrbp.config.loading import read_any
+from hyperrbp.config.recipe import Recipe
+from hyperrbp.config.schema import BaseRecipe
 from hyperrbp.exceptions import CheckpointError, StorageError, UsageError
 from hyperrbp.experiments import checkpoint
 from hyperrbp.runtime import files
@@ -38,6 +39,12 @@ from hyperrbp.runtime.locks import LOCK, held
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from hyperrbp.experiments.results.document import Document
+    from hyperrbp.experiments.results.records import Record
+
+R = TypeVar("R", bound="Record")
+D = TypeVar("D", bound="Document")
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +112,7 @@ class RunFolder:
                 " in it with --resume"
             )
 
-    def create(self, recipe: AnyRecipe) -> None:
+    def create(self, recipe: BaseRecipe) -> None:
         """Make the folder and write the recipe into it; sweep up what a killed run left."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -115,7 +122,7 @@ class RunFolder:
             raise StorageError(f"{self.path}: {error.strerror or error}") from error
         files.write_atomically(self.recipe_file, recipe.to_yaml())
 
-    def check_same(self, recipe: AnyRecipe) -> None:
+    def check_same(self, recipe: BaseRecipe) -> None:
         """Refuse to go on with another recipe than the one that the run began with.
 
         Raises:
@@ -148,7 +155,7 @@ class RunFolder:
     def load(
         self, environment: Mapping[str, Any], inexact: bool = False
     ) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-        """The newest whole checkpoint and its tensors; None if the run was killed before its first.
+        """Return the newest whole checkpoint and its tensors; None if there never was one.
 
         Args:
             environment: what the bits of the steps to come depend on.
@@ -158,7 +165,7 @@ class RunFolder:
         Raises:
             CheckpointError: if there is none that is whole, or without ``inexact``.
         """
-        if not checkpoint.exists(self.checkpoint_file) and not self.records():
+        if not checkpoint.exists(self.checkpoint_file) and not any(map(_is_json, self._lines())):
             return None
         content, tensors = checkpoint.load(self.checkpoint_file)
         try:
@@ -184,52 +191,63 @@ class RunFolder:
             self.inexact_resumes = [*self.inexact_resumes, changed]
         return content, tensors
 
-    @property
-    def verb(self) -> str:
-        """The command that made this run: what it records tells."""
-        trains = self.recipe_file.exists() and not isinstance(read_any(self.recipe_file), Recipe)
-        first = next(iter(self.records()), {})
-        return "train" if trains or "step" in first else "tune"
+    # --- records ----------------------------------------------------------------------------------
 
-    def append(self, record: Mapping[str, Any]) -> None:
+    def append(self, record: Record) -> None:
         """Add a record, and see it on the disk."""
+        from hyperrbp.experiments.results.document import to_json
+
         try:
             with self.records_file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+                file.write(to_json(record) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
             raise StorageError(f"{self.records_file}: {error.strerror or error}") from error
 
-    def records(self) -> list[dict[str, Any]]:
-        """All whole records; a torn last line is left out."""
+    def records(self, expected: type[R]) -> list[R]:
+        """Return all whole records; a torn last line is left out.
+
+        Args:
+            expected: the class of the records of this run, or what they have in common.
+
+        Raises:
+            CheckpointError: naming the first line that is no such record.
+        """
+        return [record for _, record in self._lines_with(expected)]
+
+    def forget_from(self, number: int) -> None:
+        """Drop the records from this number on, which will be taken again."""
+        from hyperrbp.experiments.results.records import Record
+
+        kept = [line for line, record in self._lines_with(Record) if record.number < number]
+        files.write_atomically(self.records_file, "".join(f"{line}\n" for line in kept))
+
+    def _lines_with(self, expected: type[R]) -> list[tuple[str, R]]:
+        """Return each whole line with its record."""
+        # Not above: a folder is locked before PyTorch, which they need, is imported.
+        from hyperrbp.experiments.results.reading import read_record
+
+        lines = self._lines()
+        return [
+            (line, read_record(line, expected, f"{self.records_file}:{number}"))
+            for number, line in enumerate(lines, start=1)
+            if number < len(lines) or _is_json(line)
+        ]
+
+    def _lines(self) -> list[str]:
         try:
-            lines = self.records_file.read_text(encoding="utf-8", errors="replace").splitlines()
+            return self.records_file.read_text(encoding="utf-8", errors="replace").splitlines()
         except FileNotFoundError:
             return []
-        records = []
-        for number, line in enumerate(lines, start=1):
-            try:
-                record = json.loads(line)
-            except ValueError:
-                if number < len(lines):
-                    raise CheckpointError(
-                        f"{self.records_file}:{number}: not a record; the file is damaged"
-                    ) from None
-                break
-            records.append(record)
-        return records
 
-    def forget_from(self, unit: str, number: int) -> None:
-        """Drop the records from this number on, which will be taken again."""
-        kept = [record for record in self.records() if record[unit] < number]
-        files.write_atomically(
-            self.records_file, "".join(json.dumps(record) + "\n" for record in kept)
-        )
+    # --- the answer -------------------------------------------------------------------------------
 
-    def write_result(self, result: Mapping[str, Any]) -> None:
-        """The answer, for machines."""
-        files.write_atomically(self.result_file, json.dumps(result, indent=2) + "\n")
+    def write_result(self, result: Document) -> None:
+        """Write the answer, for machines."""
+        from hyperrbp.experiments.results.document import to_json
+
+        files.write_atomically(self.result_file, to_json(result, indent=2) + "\n")
 
     def write_hyperparameters(
         self,
@@ -248,14 +266,19 @@ class RunFolder:
         for name, packed in tensors.items():
             files.write_atomically(self.path / name, checkpoint.packed_tensors(packed))
 
-    def result(self) -> dict[str, Any]:
-        """The answer of a finished run.
+    def result(self, expected: type[D]) -> D:
+        """Return the answer of a finished run.
+
+        Args:
+            expected: the class of the result, or what several have in common.
 
         Raises:
-            CheckpointError: if there is none.
+            CheckpointError: if there is none, or another.
         """
+        from hyperrbp.experiments.results.reading import read_result
+
         try:
-            result = json.loads(self.result_file.read_text(encoding="utf-8"))
+            text = self.result_file.read_text(encoding="utf-8")
         except FileNotFoundError:
             hint = (
                 f"; it is unfinished: hyperrbp {self.verb} {self.path} --resume"
@@ -265,9 +288,25 @@ class RunFolder:
             raise CheckpointError(f"{self.path} holds no result{hint}") from None
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{self.result_file} cannot be read: {error}") from None
-        if not isinstance(result, dict):
-            raise CheckpointError(f"{self.result_file} holds no result")
-        return result
+        return read_result(text, expected, str(self.result_file))
+
+    @property
+    def verb(self) -> str:
+        """The command that made this run, ``tune`` or ``train``, by its records if it has any."""
+        from hyperrbp.experiments.results.records import Record, TrainRecord
+
+        records = self.records(Record)
+        if records:
+            return "train" if isinstance(records[0], TrainRecord) else "tune"
+        return "tune" if isinstance(read_any(self.recipe_file), Recipe) else "train"
+
+
+def _is_json(line: str) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
 
 
 _MACHINE = ("device", "threads")

@@ -1,4 +1,4 @@
-"""A network and a loss of the user's own are tried on two examples before anything is trained."""
+"""Tries a network and a loss on two examples before anything is trained."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from hyperrbp.config.recipe import Recipe
 from hyperrbp.data.batches import Batch
 from hyperrbp.exceptions import UsageError, is_foreseen, type_and_message_of
-from hyperrbp.experiments.data_module import Examples
+from hyperrbp.experiments.data_module import DataModule
 from hyperrbp.problems.training.run import TrainingRun
 from hyperrbp.runtime import user_code
 
@@ -18,13 +18,14 @@ _TWICE = 32
 """Examples that a network is shown twice: rare random numbers are among so many outputs."""
 
 
-def look(run: TrainingRun, train: Batch, recipe: Recipe, examples: Examples) -> None:
-    """See that outputs and losses are what a training run can use.
+def check_network_and_loss(run: TrainingRun, data: DataModule, recipe: Recipe) -> None:
+    """Check that outputs and losses are what a training run can use.
 
     Raises:
         UsageError: if the network or the loss fails, makes something of the wrong shape, something
             else the second time, or what cannot be differentiated twice.
     """
+    train = data.train
     x = Batch(train.inputs[:2], train.targets[:2])
     parameters = run.objective.pieces(run.objective.initial_weights())
     model = _named("model", recipe.model.name)
@@ -36,13 +37,13 @@ def look(run: TrainingRun, train: Batch, recipe: Recipe, examples: Examples) -> 
                 raise
             what = f"{model}, on inputs of shape {_of(x.inputs)}"
             raise UsageError(f"{what}: {type_and_message_of(error)}") from error
-        _see_outputs(made, len(x), model, examples)
+        _check_outputs(made, len(x), model, data)
         shown = train.inputs[:_TWICE]
         first, again = (run.objective.outputs(parameters, shown) for _ in _seeds())
-        _see_twice(first, again, model)
-        loss = _named("inner.loss", examples.loss_name)
+        _check_repeatable(first, again, model)
+        loss = _named("inner.loss", data.loss_name)
         try:
-            losses = examples.loss(made, x.targets)
+            losses = data.loss(made, x.targets)
         except Exception as error:
             if is_foreseen(error):
                 raise
@@ -71,26 +72,26 @@ def look(run: TrainingRun, train: Batch, recipe: Recipe, examples: Examples) -> 
 
 
 def _seeds() -> Iterator[int]:
-    """Two of them, set one after the other in PyTorch's generator."""
+    """Yield two seeds, each once it is set in PyTorch's generator."""
     for seed in (0, 1):
         torch.default_generator.manual_seed(seed)
         yield seed
 
 
-def _see_outputs(made: Tensor, count: int, model: str, examples: Examples) -> None:
+def _check_outputs(made: Tensor, count: int, model: str, data: DataModule) -> None:
     if not isinstance(made, Tensor) or made.dim() == 0 or len(made) != count:
         shape = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
         raise UsageError(
             f"{model} made {shape} of {count} examples; expected a tensor of shape ({count}, …)"
         )
-    if examples.loss_name == "cross-entropy" and made.shape != (count, examples.outputs):
+    if data.loss_name == "cross-entropy" and made.shape != (count, data.outputs):
         raise UsageError(
             f"{model} made outputs of shape {tuple(made.shape)} of {count} examples; expected"
-            f" ({count}, {examples.outputs}), one for each class"
+            f" ({count}, {data.outputs}), one for each class"
         )
 
 
-def _see_twice(first: Tensor, again: Tensor, model: str) -> None:
+def _check_repeatable(first: Tensor, again: Tensor, model: str) -> None:
     tolerance = 1e-4 * float(first.nan_to_num().abs().max())
     if not torch.allclose(first, again, rtol=0.0, atol=tolerance, equal_nan=True):
         raise UsageError(

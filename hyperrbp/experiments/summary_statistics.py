@@ -1,56 +1,50 @@
-"""Very many values, as the five numbers that a person can read."""
+"""Five numbers that a person can read, in place of very many values."""
 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping
 from typing import Any
 
 NAMED_UP_TO = 200
-"""So many values of a kind are told by name in a record; more of them in summary."""
+"""A record names so many values of a kind; of more it holds the summary statistics."""
 
-_SHARES = {"min": 0.0, "q25": 0.25, "median": 0.5, "q75": 0.75, "max": 1.0}
-
-Values = Mapping[str, float | None]
-"""By name; None stands for a number that was not finite."""
+STATISTICS = ("min", "q25", "median", "q75", "max")
 
 
-def summary(values: Values) -> dict[str, float | None]:
-    """Smallest, quartiles and largest of the values that are finite."""
+def summary(values: Mapping[str, float | None]) -> dict[str, float | None]:
+    """Return the smallest value, the quartiles and the largest, of those that are finite."""
     known = sorted(v for v in values.values() if v is not None and math.isfinite(v))
-    return {name: _at(known, share) for name, share in _SHARES.items()}
-
-
-def _at(known: list[float], share: float) -> float | None:
     if not known:
-        return None
-    place = share * (len(known) - 1)
-    below = int(place)
-    if place == below:
-        return known[below]
-    # As a weighted mean, which does not overflow where a difference might.
-    return known[below] * (below + 1 - place) + known[below + 1] * (place - below)
+        return dict.fromkeys(STATISTICS)
+    if len(known) == 1:
+        return dict.fromkeys(STATISTICS, known[0])
+    quartiles = statistics.quantiles(known, n=4, method="inclusive")
+    return dict(zip(STATISTICS, [known[0], *quartiles, known[-1]], strict=True))
 
 
-def is_summary(values: Values) -> bool:
-    """Whether these are the five numbers, and not values by name."""
-    return values.keys() == _SHARES.keys()
+def is_summary(values: Mapping[str, float | None]) -> bool:
+    """Whether these are summary statistics, and not values by name."""
+    return values.keys() == set(STATISTICS)
 
 
-def summarized(of: Mapping[str, Values]) -> dict[str, Values]:
-    """By kind, the values by name, or their summary if there are too many."""
+def summarize(
+    by_kind: Mapping[str, Mapping[str, float | None]],
+) -> dict[str, dict[str, float | None]]:
+    """Return, by kind, the values by name, or their summary if there are too many."""
     return {
-        kind: summary(values) if len(values) > NAMED_UP_TO else values
-        for kind, values in of.items()
+        kind: summary(values) if len(values) > NAMED_UP_TO else dict(values)
+        for kind, values in by_kind.items()
     }
 
 
-def summarized_nested(document: Any) -> Any:
-    """The same for every mapping of that many numbers, anywhere in a document."""
+def summarize_nested(document: Any) -> Any:
+    """Summarize every mapping of too many numbers, anywhere in a JSON document."""
     if not isinstance(document, dict):
         return document
     if len(document) > NAMED_UP_TO and all(
         value is None or isinstance(value, float) for value in document.values()
     ):
         return summary(document)
-    return {key: summarized_nested(value) for key, value in document.items()}
+    return {key: summarize_nested(value) for key, value in document.items()}

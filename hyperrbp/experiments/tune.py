@@ -1,46 +1,60 @@
-"""A tuning run on disk: the meta loop, its records, its checkpoints and its answer."""
+"""Tunes the hyperparameters of a recipe, in a run folder: records, checkpoints, the result."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
 import torch
 
 from hyperrbp.config.recipe import Recipe
 from hyperrbp.exceptions import CheckpointError, DivergedError
+from hyperrbp.experiments.evaluation import compare_on_replicates
 from hyperrbp.experiments.experiment import Experiment
 from hyperrbp.experiments.export import exported
-from hyperrbp.experiments.final_evaluation import evaluate_replicates
 from hyperrbp.experiments.gradient_monitor import GradientMonitor
 from hyperrbp.experiments.meta_optimizer import evaluations, meta_optimizer
+from hyperrbp.experiments.results.records import GradientRecord, RollbackRecord, StepRecord
+from hyperrbp.experiments.results.run import DONE, spent
+from hyperrbp.experiments.results.tune import (
+    BestStep,
+    GrainRecord,
+    LastStep,
+    ReplicateComparison,
+    StoppedEarly,
+    TuneResult,
+)
 from hyperrbp.experiments.run_folder import RunFolder, default_folder, open_run
-from hyperrbp.experiments.summary_statistics import NAMED_UP_TO, summarized
-from hyperrbp.optimizers.base import Evaluation, OptimizerState
+from hyperrbp.experiments.step_records import to_record
+from hyperrbp.experiments.summary_statistics import summarize
+from hyperrbp.optimizers.base import OptimizerState
 from hyperrbp.problems.training.run import TrainingRun
-from hyperrbp.runtime.callbacks import Report, Told
-from hyperrbp.runtime.documents import finite_or_null
-from hyperrbp.runtime.metering import measured, spent
-
-Record = Mapping[str, Any]
-"""One line of ``records.jsonl``."""
+from hyperrbp.runtime.callbacks import Callback, Callbacks
 
 
-class Observer(Protocol):
-    """Someone who is told how a run goes, and cannot change it."""
+@dataclass(frozen=True)
+class TuneContext:
+    """A tuning run that is about to begin, or to go on."""
 
-    def started(self, experiment: Experiment, folder: RunFolder, earlier: Sequence[Record]) -> None:
-        """The data are loaded; ``earlier`` are the records of a run that is resumed."""
+    experiment: Experiment
+    folder: RunFolder
+    earlier: Sequence[StepRecord]
+    """Of a run that is resumed."""
 
-    def stepped(self, record: Record, theta: torch.Tensor) -> None:
-        """One more meta step is done."""
 
-    def stopped(self) -> None:
-        """There will be no more of them, for whatever reason."""
+@dataclass(frozen=True)
+class TuneStep:
+    """A meta step that is done."""
+
+    record: StepRecord
+    theta: torch.Tensor
+    """At which the loss was evaluated, shape (p,)."""
+
+
+TuneCallback = Callback[TuneContext, TuneStep]
 
 
 def tune_recipe(
@@ -50,9 +64,8 @@ def tune_recipe(
     data_root: Path | None = None,
     resume: bool = False,
     inexact_resume: bool = False,
-    observers: Sequence[Observer] = (),
-    told: Told = lambda *_: None,
-) -> dict[str, Any]:
+    callbacks: Sequence[TuneCallback] = (),
+) -> TuneResult:
     """Tune as the recipe says, and return what ``result.json`` holds.
 
     Args:
@@ -61,8 +74,7 @@ def tune_recipe(
         data_root: where data sets live.
         resume: go on with the run in ``out``.
         inexact_resume: also where versions, threads or device are others than they were.
-        observers: told of every step.
-        told: told how the screening and the test at the end go.
+        callbacks: receive every meta step, and the progress of what is done between them.
 
     Raises:
         UsageError: if the folder cannot be used.
@@ -77,49 +89,14 @@ def tune_recipe(
         restored = _restored(folder, experiment, inexact_resume) if resume else None
         state = restored or meta_optimizer(experiment).init(experiment.theta)
         folder.create(experiment.recipe)
-        folder.forget_from("meta_step", state.meta_step)
+        folder.forget_from(state.meta_step)
         if restored is None:
             folder.save(state.state_dict(), experiment.environment())
-        return _run(experiment, folder, state, observers, told)
-
-
-def _run(
-    experiment: Experiment,
-    folder: RunFolder,
-    state: OptimizerState,
-    observers: Sequence[Observer],
-    told: Told,
-) -> dict[str, Any]:
-    earlier = folder.records()
-    watch = GradientMonitor(experiment, earlier)
-    started = time.perf_counter()
-    try:
-        for observer in observers:
-            observer.started(experiment, folder, earlier)
-        optimizer = meta_optimizer(experiment, report=_report_to(told))
-        for step in evaluations(experiment, optimizer, state):
-            record = to_record(step, state)
-            watch.diagnose(step, record)
-            for observer in observers:
-                observer.stepped(record, step.theta)
-            folder.append(record)
-            folder.save(state.state_dict(), experiment.environment())
-        return _finish(experiment, folder, state, started, told, status="done")
-    except DivergedError as error:
-        if math.isfinite(state.best_loss):
-            _finish(experiment, folder, state, started, told, status=str(error))
-        raise
-    finally:
-        for observer in observers:
-            observer.stopped()
-
-
-def _report_to(told: Told) -> Report:
-    return lambda now: told(now.task, int(now.done), int(now.total))
+        return _run(experiment, folder, state, Callbacks(callbacks))
 
 
 def _restored(folder: RunFolder, experiment: Experiment, inexact: bool) -> OptimizerState | None:
-    """Where the run stood; None if it was killed before it had begun."""
+    """Return where the run stood; None if it was killed before it had begun."""
     found = folder.load(experiment.environment(), inexact)
     if found is None:
         return None
@@ -137,55 +114,27 @@ def _restored(folder: RunFolder, experiment: Experiment, inexact: bool) -> Optim
     return state
 
 
-def to_record(step: Evaluation, state: OptimizerState | None = None) -> dict[str, Any]:
-    """A meta step for ``records.jsonl``; all that may differ between two runs is in ``measured``.
-
-    ``state`` knows of what happened on the way to it: rollbacks, and the choice of a method that
-    chooses.
-
-    Gradients and standard errors are with respect to θ, unconstrained: log learning rate, logit
-    momentum and so on. Kinds with very many values are told in summary.
-    """
-    problem, found = step.problem, step.hypergradient
-    assert isinstance(problem, TrainingRun)
-    record: dict[str, Any] = {
-        "meta_step": step.meta_step,
-        "meta_loss": step.meta_loss,
-        "hyperparameters": summarized(problem.describe(step.theta)),
-    }
-    if step.source is not None:
-        record["source"] = step.source
-    if found is not None:
-        gradient, error = found.gradient, found.standard_error
-        zero = problem.by_name(found.structurally_zero)
-        record |= {
-            "gradient": summarized(problem.by_name(gradient)),
-            "standard_error": None if error is None else summarized(problem.by_name(error)),
-            "gradient_norm": float(gradient.norm()),
-            "gradient_norms": {
-                kind: float(gradient[at].norm()) for kind, at in problem.layout.slices.items()
-            },
-            "status": str(found.status),
-            "residual": found.residual,
-            "residuals": found.residuals,
-            "products": found.products,
-            "structurally_zero": {
-                kind: sum(map(bool, values.values()))
-                if len(values) > NAMED_UP_TO
-                else [name for name, value in values.items() if value]
-                for kind, values in zero.items()
-            },
-            "steady_state_residual": found.steady_state_residual,
-        }
-    if state is not None:
-        if step.source == "gradient":
-            record["gradient_information"] = state.gradient_information
-        if state.choice is not None and state.choice["meta_step"] == step.meta_step:
-            record["choice"] = state.choice
-        if back := [back for back in state.rollbacks if back["meta_step"] == step.meta_step]:
-            record["rollbacks"] = back
-    record["measured"] = measured(step.seconds, step.peak_bytes)
-    return dict(finite_or_null(record))
+def _run(
+    experiment: Experiment, folder: RunFolder, state: OptimizerState, callback: TuneCallback
+) -> TuneResult:
+    earlier = folder.records(StepRecord)
+    monitor = GradientMonitor(experiment, earlier)
+    started = time.perf_counter()
+    try:
+        callback.on_start(TuneContext(experiment, folder, earlier))
+        optimizer = meta_optimizer(experiment, report=callback.on_progress)
+        for step in evaluations(experiment, optimizer, state):
+            record = to_record(step, state, monitor)
+            callback.on_record(TuneStep(record, step.theta))
+            folder.append(record)
+            folder.save(state.state_dict(), experiment.environment())
+        return _finish(experiment, folder, state, started, callback)
+    except DivergedError as error:
+        if math.isfinite(state.best_loss):
+            _finish(experiment, folder, state, started, callback, status=str(error))
+        raise
+    finally:
+        callback.on_end()
 
 
 def _finish(
@@ -193,50 +142,77 @@ def _finish(
     folder: RunFolder,
     state: OptimizerState,
     started: float,
-    told: Told,
+    callback: TuneCallback,
+    status: str = DONE,
+) -> TuneResult:
+    """Write the result, the tuned hyperparameters, and the code that uses them."""
+    wall_seconds = time.perf_counter() - started
+    test = compare_on_replicates(
+        experiment, state.best_theta, experiment.theta, callback.on_progress
+    )
+    result = _result(experiment, folder, state, status, wall_seconds, test)
+    folder.write_result(result)
+    layout = experiment.problem(state.best_step).layout
+    code, tensors = exported(
+        layout, state.best_theta, result, experiment.recipe, rows=experiment.data.train_rows
+    )
+    folder.write_hyperparameters(summarize(result.hyperparameters), code, tensors)
+    return result
+
+
+def _result(
+    experiment: Experiment,
+    folder: RunFolder,
+    state: OptimizerState,
     status: str,
-) -> dict[str, Any]:
+    wall_seconds: float,
+    test: ReplicateComparison | None,
+) -> TuneResult:
     recipe, problem = experiment.recipe, experiment.problem(state.best_step)
     assert isinstance(problem, TrainingRun)
-    records = folder.records()
-    result: dict[str, Any] = {
-        "status": status,
-        "optimizer": recipe.meta.optimizer,
-        "method": recipe.gradient.method,
-        "trunc": recipe.gradient.trunc,
-        "train_steps": recipe.inner.steps,
-        "meta_steps": recipe.meta.steps,
-        "seed": recipe.seed,
-        "device": recipe.device,
-        "meta_loss": [record["meta_loss"] for record in records],
-        "stopped_early": None
-        if status != "done" or records[-1]["meta_step"] == recipe.meta.steps
-        else {"meta_step": records[-1]["meta_step"]},
-        "best": {"meta_step": state.best_step, "meta_loss": state.best_loss},
-        "hyperparameters": problem.describe(state.best_theta),
-        "last": {
-            "meta_step": state.updates,
-            "hyperparameters": problem.describe(state.theta),
+    records = folder.records(StepRecord)
+    seconds, peak_bytes = spent(records)
+    return TuneResult(
+        status=status,
+        optimizer=recipe.meta.optimizer,
+        method=recipe.gradient.method,
+        trunc=recipe.gradient.trunc,
+        train_steps=recipe.inner.steps,
+        meta_steps=recipe.meta.steps,
+        seed=recipe.seed,
+        device=recipe.device,
+        meta_loss=[record.meta_loss for record in records],
+        stopped_early=_stopped_early(records, recipe, status),
+        best=BestStep(meta_step=state.best_step, meta_loss=state.best_loss),
+        hyperparameters=problem.describe(state.best_theta),
+        last=LastStep(meta_step=state.updates, hyperparameters=problem.describe(state.theta)),
+        untuned=problem.describe(experiment.theta),
+        grains={
+            kind: GrainRecord(by=grain.by, segments=grain.segments)
+            for kind, grain in problem.layout.grains.items()
         },
-        "untuned": problem.describe(experiment.theta),
-        "grains": {kind: asdict(grain) for kind, grain in problem.layout.grains.items()},
-        "warnings": [record["warning"] for record in records if "warning" in record],
-        "choices": [record["choice"] for record in records if "choice" in record],
-        **spent(records),
-        "wall_seconds": time.perf_counter() - started,
-        "run_folder": str(folder.path),
-        "rollbacks": list(state.rollbacks),
-        "given_up": state.given_up,
-        "inexact_resumes": folder.inexact_resumes,
-        "environment": experiment.environment(),
-    }
-    thetas = {"tuned": state.best_theta, "untuned": experiment.theta}
-    if (test := evaluate_replicates(experiment, thetas, told)) is not None:
-        result["test"] = test
-    result = finite_or_null(result)  # a rate that overflows is none
-    folder.write_result(result)
-    code, tensors = exported(
-        problem.layout, state.best_theta, result, recipe, rows=experiment.train_rows
+        warnings=[
+            record.warning
+            for record in records
+            if isinstance(record, GradientRecord) and record.warning is not None
+        ],
+        choices=[record.choice for record in records if record.choice is not None],
+        seconds=seconds,
+        peak_bytes=peak_bytes,
+        wall_seconds=wall_seconds,
+        run_folder=str(folder.path),
+        rollbacks=[RollbackRecord.model_validate(back) for back in state.rollbacks],
+        given_up=state.given_up,
+        inexact_resumes=folder.inexact_resumes,
+        environment=experiment.environment(),
+        test=test,
     )
-    folder.write_hyperparameters(summarized(result["hyperparameters"]), code, tensors)
-    return result
+
+
+def _stopped_early(
+    records: Sequence[StepRecord], recipe: Recipe, status: str
+) -> StoppedEarly | None:
+    last = records[-1].meta_step
+    if status != DONE or last == recipe.meta.steps:
+        return None
+    return StoppedEarly(meta_step=last)

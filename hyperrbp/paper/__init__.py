@@ -126,7 +126,7 @@ def _not_run(a: Artifact, plan: Plan, outcomes: Mapping[str, Outcome]) -> Findin
 def _written(a: Artifact, plan: Plan, finding: Finding, out: Path) -> dict[str, Any]:
     import torch
 
-    from hyperrbp.experiments.experiment import choose_device, environment
+    from hyperrbp.experiments.device import choose_device, environment
 
     document = finite_or_null(
         {

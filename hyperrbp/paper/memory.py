@@ -228,9 +228,9 @@ class Figure2(_FiveMethods):
 
     def finding(self, plan: Plan, outcomes: Mapping[str, Outcome], picture: Path) -> Finding:
         """One row of digits a method, by the weights of its best epoch."""
-        from hyperrbp.config.equilibrium import NetworkRecipe
+        from hyperrbp.config.equilibrium import EquilibriumRecipe
         from hyperrbp.experiments.checkpoint import read_tensors
-        from hyperrbp.experiments.trainers.equilibrium import NetworkTraining
+        from hyperrbp.experiments.trainers.equilibrium import EquilibriumTrainer
 
         named: dict[str, Any] = {}
         rows = []
@@ -238,8 +238,8 @@ class Figure2(_FiveMethods):
             outcome = outcomes[spec.name]
             if not outcome.result:
                 continue
-            assert isinstance(spec.recipe, NetworkRecipe)
-            training = NetworkTraining(spec.recipe, plan.data_root)
+            assert isinstance(spec.recipe, EquilibriumRecipe)
+            training = EquilibriumTrainer(spec.recipe, plan.data_root)
             training.system.network.load_state_dict(read_tensors(outcome.folder.weights_file))
             pictures = training.pictures()
             assert pictures is not None

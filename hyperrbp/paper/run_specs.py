@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hyperrbp.config import presets
-from hyperrbp.config.recipe import Recipe, read, read_any
-from hyperrbp.config.schema import AnyRecipe
+from hyperrbp.config.loading import read, read_any
+from hyperrbp.config.recipe import Recipe
+from hyperrbp.config.schema import BaseRecipe
 from hyperrbp.exceptions import (
     CheckpointError,
     DataError,
@@ -24,14 +24,14 @@ from hyperrbp.exceptions import (
     UsageError,
 )
 from hyperrbp.experiments.run_folder import RunFolder
+from hyperrbp.runtime import files
+from hyperrbp.runtime.callbacks import Callback
 from hyperrbp.runtime.locks import held
 
 if TYPE_CHECKING:
-    import torch
-
-    from hyperrbp.experiments.experiment import Experiment
-    from hyperrbp.experiments.train import Record
-    from hyperrbp.experiments.trainers.base import Trainer
+    from hyperrbp.experiments.results.records import TrainRecord
+    from hyperrbp.experiments.train import TrainContext
+    from hyperrbp.experiments.tune import TuneContext, TuneStep
     from hyperrbp.paper.artifact import Plan
 
 
@@ -47,7 +47,7 @@ class Outcome:
 
     def records(self) -> list[dict[str, Any]]:
         """Of the run."""
-        return self.folder.records()
+        return _plain_records(self.folder)
 
 
 class Watch:
@@ -62,7 +62,7 @@ class RunSpec(ABC):
     """A recipe, and the folder that its run goes to."""
 
     name: str
-    recipe: AnyRecipe
+    recipe: BaseRecipe
 
     def outcome(self, runs: Path, plan: Plan, watch: Watch) -> Outcome:
         """Run it, go on with it, or read what it came to.
@@ -76,7 +76,7 @@ class RunSpec(ABC):
         folder = RunFolder(runs / self.name)
         if folder.result_file.exists():
             self._check_same(folder)
-            result = folder.result()
+            result = _plain_result(folder)
             status = result.get("status", "done")
             return Outcome(folder, result, None if status == "done" else status)
         if folder.recipe_file.exists():
@@ -84,7 +84,7 @@ class RunSpec(ABC):
         try:
             result = self.run(folder, plan, watch)
         except DivergedError as error:
-            result = folder.result() if folder.result_file.exists() else {}
+            result = _plain_result(folder) if folder.result_file.exists() else {}
             return Outcome(folder, result, str(error))
         except DataError as error:
             absent = "files absent" if isinstance(error, MissingDataError) else str(error)
@@ -126,8 +126,8 @@ class TrainSpec(RunSpec):
             data_root=plan.data_root,
             resume=folder.recipe_file.exists(),
             inexact_resume=plan.inexact_resume,
-            observers=[_TrainWatch(watch)],
-        )
+            callbacks=[_TrainWatch(watch)],
+        ).model_dump(mode="json")
 
 
 class TuneSpec(RunSpec):
@@ -144,8 +144,8 @@ class TuneSpec(RunSpec):
             data_root=plan.data_root,
             resume=folder.recipe_file.exists(),
             inexact_resume=plan.inexact_resume,
-            observers=[_TuneWatch(watch)],
-        )
+            callbacks=[_TuneWatch(watch)],
+        ).model_dump(mode="json")
 
 
 @dataclass(frozen=True)
@@ -169,39 +169,43 @@ class CompareSpec(RunSpec):
             shutil.rmtree(folder.events, ignore_errors=True)  # of an earlier try
             write(document, folder.path)
             folder.create(self.recipe)
-            folder.write_result(document)
+            files.write_atomically(folder.result_file, json.dumps(document, indent=2) + "\n")
         return dict(json.loads(folder.result_file.read_text(encoding="utf-8")))
 
 
-class _TrainWatch:
+class _TrainWatch(Callback["TrainContext", "TrainRecord"]):
     def __init__(self, watch: Watch) -> None:
         self._watch = watch
 
-    def started(self, trainer: Trainer, folder: RunFolder, earlier: Sequence[Record]) -> None:
-        self._unit, self._last = trainer.unit, trainer.last
+    def on_start(self, context: TrainContext) -> None:
+        self._last = context.trainer.last
 
-    def stepped(self, record: Record) -> None:
-        self._watch.at(record[self._unit], self._last)
-
-    def stopped(self) -> None:
-        pass
+    def on_record(self, record: TrainRecord) -> None:
+        self._watch.at(record.number, self._last)
 
 
-class _TuneWatch:
+class _TuneWatch(Callback["TuneContext", "TuneStep"]):
     def __init__(self, watch: Watch) -> None:
         self._watch = watch
 
-    def started(self, experiment: Experiment, folder: RunFolder, earlier: Sequence[Record]) -> None:
-        self._last = experiment.meta.steps
+    def on_start(self, context: TuneContext) -> None:
+        self._last = context.experiment.meta.steps
 
-    def stepped(self, record: Record, theta: torch.Tensor) -> None:
-        self._watch.at(record["meta_step"], self._last)
-
-    def stopped(self) -> None:
-        pass
+    def on_record(self, record: TuneStep) -> None:
+        self._watch.at(record.record.meta_step, self._last)
 
 
-def recipe_of(name: str, settings: dict[str, Any]) -> AnyRecipe:
+def _plain_records(folder: RunFolder) -> list[dict[str, Any]]:
+    from hyperrbp.experiments.results.records import Record
+
+    return [record.model_dump(mode="json") for record in folder.records(Record)]
+
+
+def _plain_result(folder: RunFolder) -> dict[str, Any]:
+    return dict(json.loads(folder.result_file.read_text(encoding="utf-8")))
+
+
+def recipe_of(name: str, settings: dict[str, Any]) -> BaseRecipe:
     """A built-in recipe with other values."""
     overrides = [("reproduce", key, value) for key, value in settings.items()]
     return read_any(presets.built_in(name), overrides)

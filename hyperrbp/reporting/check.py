@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hyperrbp.exceptions import StorageError
-from hyperrbp.reporting.terminal import ROWS, duration, number, words
+from hyperrbp.reporting.formatting import ROWS, duration, number, words
 from hyperrbp.runtime.files import write_atomically
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from hyperrbp.config.recipe import Recipe
 from hyperrbp.exceptions import StorageError
-from hyperrbp.reporting.terminal import duration, human_bytes, words
+from hyperrbp.reporting.formatting import duration, human_bytes, words
 from hyperrbp.runtime.callbacks import Audience
 from hyperrbp.runtime.files import write_atomically
 

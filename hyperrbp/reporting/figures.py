@@ -1,4 +1,4 @@
-"""Figures of finished runs and comparisons: readers of records."""
+"""Draws figures of runs and comparisons, from their records."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import linear_regression
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import matplotlib
 
-from hyperrbp.config.recipe import read
+from hyperrbp.config.loading import read
 from hyperrbp.exceptions import StorageError, UsageError
+from hyperrbp.experiments.results.records import EpochRecord, Record, StepRecord, TrainRecord
 from hyperrbp.experiments.summary_statistics import is_summary, summary
-from hyperrbp.reporting.terminal import ROWS, words
+from hyperrbp.reporting.formatting import ROWS, words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,9 +22,11 @@ if TYPE_CHECKING:
 
     from hyperrbp.experiments.run_folder import RunFolder
 
+R = TypeVar("R", bound=Record)
 
-def draw(folders: Sequence[RunFolder], file: Path) -> None:
-    """The meta loss of every run, and for a single one its hyperparameters too.
+
+def draw_tunings(folders: Sequence[RunFolder], file: Path) -> None:
+    """Draw the meta loss of every tuning run, and for a single one its hyperparameters too.
 
     Runs of different lengths T stand side by side. The format is that of the file's ending.
 
@@ -36,15 +39,12 @@ def draw(folders: Sequence[RunFolder], file: Path) -> None:
 
     runs = []
     for folder in folders:
-        records = folder.records()
-        if not records:
-            raise UsageError(f"{folder.path} has no records to draw")
-        runs.append((read(folder.recipe_file), records))
+        runs.append((read(folder.recipe_file), _records(folder, StepRecord)))
     labels = [f"{recipe.gradient.method}, K = {recipe.gradient.trunc}" for recipe, _ in runs]
     colours = {label: f"C{i}" for i, label in enumerate(dict.fromkeys(labels))}
     lengths = sorted({recipe.inner.steps for recipe, _ in runs})
     single = len(runs) == 1
-    kinds = list(runs[0][1][0]["hyperparameters"])
+    kinds = list(runs[0][1][0].hyperparameters)
     count = 1 + len(kinds) if single else len(lengths)
     figure, grid = plt.subplots(
         1, count, figsize=(4.6 * count, 3.6), layout="constrained", squeeze=False
@@ -65,22 +65,29 @@ def draw(folders: Sequence[RunFolder], file: Path) -> None:
     save(figure, file)
 
 
-def _loss(axis: Axes, records: Sequence[dict[str, Any]], label: str, colour: str) -> None:
-    losses = [record["meta_loss"] for record in records]
+def _records(folder: RunFolder, expected: type[R]) -> list[R]:
+    records = folder.records(expected)
+    if not records:
+        raise UsageError(f"{folder.path} has no records to draw")
+    return records
+
+
+def _loss(axis: Axes, records: Sequence[StepRecord], label: str, colour: str) -> None:
+    losses = [record.meta_loss for record in records]
     values = [math.log10(loss) if loss > 0 else math.nan for loss in losses]
-    axis.plot([record["meta_step"] for record in records], values, label=label, color=colour)
+    axis.plot([record.meta_step for record in records], values, label=label, color=colour)
     axis.set(xlabel="meta step", ylabel="log₁₀ meta loss")
     axis.grid(alpha=0.3)
 
 
 def _hyperparameters(
-    axis: Axes, records: Sequence[dict[str, Any]], kind: str, shown: list[str]
+    axis: Axes, records: Sequence[StepRecord], kind: str, shown: list[str]
 ) -> list[str]:
-    """A curve a value, or the quantiles of many; the names of the curves."""
+    """Draw a curve a value, or the summary statistics of many; return the curves' names."""
     from hyperrbp.problems.training.hyperparameters import KINDS
 
-    steps = [record["meta_step"] for record in records]
-    values = [record["hyperparameters"][kind] for record in records]
+    steps = [record.meta_step for record in records]
+    values = [record.hyperparameters[kind] for record in records]
     if several := len(values[0]) > ROWS or is_summary(values[0]):
         values = [of if is_summary(of) else summary(of) for of in values]
     curves = {
@@ -104,7 +111,7 @@ def _hyperparameters(
 
 
 def draw_trainings(folders: Sequence[RunFolder], file: Path) -> None:
-    """Loss, validation, and how the state becomes steady, of runs of ``hyperrbp train``.
+    """Draw loss, validation, and how the state becomes steady, of runs of ``hyperrbp train``.
 
     Raises:
         UsageError: for a run without records, or an ending that is no image format.
@@ -117,21 +124,19 @@ def draw_trainings(folders: Sequence[RunFolder], file: Path) -> None:
         1, 3, figsize=(13.8, 3.6), layout="constrained"
     )
     for folder in folders:
-        records = folder.records()
-        if not records:
-            raise UsageError(f"{folder.path} has no records to draw")
-        unit = "epoch" if "epoch" in records[0] else "step"
-        curve = [(record[unit], record["loss"]) for record in records if record.get("loss")]
+        records = _records(folder, TrainRecord)
+        curve = [(record.number, record.loss) for record in records if record.loss]
         loss.plot(*zip(*curve, strict=True), label=folder.path.name)
+        unit = "epoch" if isinstance(records[0], EpochRecord) else "step"
         loss.set(xlabel=unit, ylabel="training loss", yscale="log")
-        validated = [record for record in records if "validation" in record]
+        validated = [r for r in records if isinstance(r, EpochRecord) and r.validation is not None]
         if not validated:
             continue
-        name = next(name for name in validated[0]["validation"] if name != "loss")
-        values = [record["validation"][name] for record in validated]
-        validation.plot([record["epoch"] for record in validated], values)
+        name = next(name for name in validated[0].validation or {} if name != "loss")
+        values = [(record.validation or {})[name] for record in validated]
+        validation.plot([record.epoch for record in validated], values)
         validation.set(xlabel="epoch", ylabel=words(name))
-        norms = validated[-1]["change_norms"]
+        norms = validated[-1].change_norms or []
         steady.plot(range(1, len(norms) + 1), norms)
         steady.set(xlabel="update t", ylabel="‖h_t − h_{t−1}‖", yscale="log")
     for axis in (loss, validation, steady):
@@ -141,10 +146,10 @@ def draw_trainings(folders: Sequence[RunFolder], file: Path) -> None:
 
 
 def draw_costs(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
-    """Seconds and kept bytes against K (at the longest T) and, if there are several, against T.
+    """Draw seconds and kept bytes against K, and against T if there are several.
 
-    A legend's number is the slope in a log-log plot: 0 for a cost that does not grow, 1 for a
-    linear one.
+    K varies at the longest T. A legend's number is the exponent of a power law: 0 for a cost that
+    does not grow, 1 for a linear one.
 
     Raises:
         UsageError: if nothing was measured, or for an ending that is no image format.
@@ -199,13 +204,13 @@ def _cost_curve(
     points = sorted((row[x], row[y]) for row in rows if row[x] and row[y])
     if not points:
         return
-    slope = log_log_exponent(points)
-    name = label if slope is None else f"{label}: {slope:.2f}"
+    exponent = log_log_exponent(points)
+    name = label if exponent is None else f"{label}: {exponent:.2f}"
     axis.plot(*zip(*points, strict=True), "o-", ms=3, label=name, color=colour)
 
 
 def log_log_exponent(points: Sequence[tuple[float, float]]) -> float | None:
-    """The least-squares slope of log y on log x; None for fewer than two different x."""
+    """Return c of the least-squares y ∝ x^c; None for fewer than two different x."""
     xs, ys = zip(*((math.log(x), math.log(y)) for x, y in points), strict=True)
     if len(set(xs)) < 2:
         return None
@@ -213,7 +218,7 @@ def log_log_exponent(points: Sequence[tuple[float, float]]) -> float | None:
 
 
 def save(figure: Figure, file: Path) -> None:
-    """Write a figure, and let it go.
+    """Write a figure and close it.
 
     Raises:
         UsageError: for an ending that is no image format.

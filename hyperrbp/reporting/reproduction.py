@@ -18,7 +18,7 @@ from rich.text import Text
 from hyperrbp.paper import Audience
 from hyperrbp.paper.run_specs import Outcome, RunSpec, Watch
 from hyperrbp.reporting.figures import save
-from hyperrbp.reporting.terminal import duration
+from hyperrbp.reporting.formatting import duration
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -1,25 +1,23 @@
-"""A run on TensorBoard: a reader of records, and nothing else."""
+"""Writes a tuning run for TensorBoard, from its records alone."""
 
 from __future__ import annotations
 
 import math
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+from hyperrbp.experiments.results.document import Measured
+from hyperrbp.experiments.results.examination import ExaminationReport
+from hyperrbp.experiments.results.records import GradientRecord, StepRecord
 from hyperrbp.experiments.summary_statistics import is_summary
-from hyperrbp.reporting.terminal import words
-
-if TYPE_CHECKING:
-    from hyperrbp.experiments.experiment import Experiment
-    from hyperrbp.experiments.run_folder import RunFolder
-    from hyperrbp.experiments.tune import Record
-
+from hyperrbp.experiments.tune import TuneCallback, TuneContext, TuneStep
+from hyperrbp.reporting.formatting import words
 
 _OVERVIEW = {
     "gradient": {
@@ -38,31 +36,33 @@ _OVERVIEW = {
 """The Custom Scalars page, after its charts of the meta loss and the hyperparameters."""
 
 
-class TensorBoard:
+class TensorBoard(TuneCallback):
     """Writes ``events/``: each meta step once, also after a resume."""
 
-    def started(self, experiment: Experiment, folder: RunFolder, earlier: Sequence[Record]) -> None:
+    def on_start(self, context: TuneContext) -> None:
         """Open the event files; what a resumed run wrote after its last checkpoint is purged."""
-        self._experiment, self._folder = experiment, folder
+        self._experiment = experiment = context.experiment
+        self._folder = context.folder
         last = experiment.meta.steps
         self._curves = {
             last if step == -1 else step for step in experiment.recipe.record.inner_curves
         }
-        self._writer = event_writer(folder.events, len(earlier))
-        if not earlier:
+        self._writer = event_writer(context.folder.events, len(context.earlier))
+        if not context.earlier:
             text = experiment.recipe.to_yaml()
             self._writer.add_text("recipe", "\n".join(f"    {row}" for row in text.splitlines()))
             self._writer.add_custom_scalars(overview(experiment.problem().layout.grains))
 
-    def stepped(self, record: Record, theta: torch.Tensor) -> None:
-        """One point on every curve."""
-        n = record["meta_step"]
-        for tag, value in scalars(record).items():
+    def on_record(self, record: TuneStep) -> None:
+        """Add a point to every curve."""
+        step, theta = record.record, record.theta
+        n = step.meta_step
+        for tag, value in scalars(step).items():
             self._writer.add_scalar(tag, value, n)
         layout = self._experiment.problem(n).layout
         natural = layout.natural(theta)
         for kind, at in layout.slices.items():
-            if is_summary(record["hyperparameters"][kind]):
+            if is_summary(step.hyperparameters[kind]):
                 self._writer.add_histogram(kind, natural[at].cpu(), n)
         self._writer.flush()
         if n in self._curves:
@@ -76,21 +76,21 @@ class TensorBoard:
             for t, loss in self._experiment.inner_curve(meta_step, theta):
                 writer.add_scalar("inner_run/minibatch_loss", loss, t)
 
-    def stopped(self) -> None:
+    def on_end(self) -> None:
         """Close the files."""
         if hasattr(self, "_writer"):
             self._writer.close()
 
 
 def overview(kinds: Iterable[str]) -> dict[str, Any]:
-    """The Custom Scalars page: all hyperparameters of a kind in one chart."""
+    """Return the Custom Scalars page: all hyperparameters of a kind in one chart."""
     charts = {words(kind): ["Multiline", [f"^{kind}/"]] for kind in kinds}
     tuning = {"meta loss (log10)": ["Multiline", ["^meta/loss_log10$"]], **charts}
     return {"tuning": tuning, **_OVERVIEW}
 
 
 def event_writer(events: Path, step: int) -> SummaryWriter:
-    """A writer that begins at a step: what is there of it and of later ones is purged."""
+    """Return a writer from a step on: what is there of it and of later ones is purged."""
     files = list(events.glob("events.out.tfevents.*"))
     # Readers order the files by the second in their names.
     newest = max((int(file.name.split(".")[3]) for file in files), default=0)
@@ -100,57 +100,72 @@ def event_writer(events: Path, step: int) -> SummaryWriter:
     return SummaryWriter(str(events), purge_step=step if files else None)
 
 
-def scalars(record: Record) -> dict[str, float]:
-    """Every number of a record that makes a curve, by its tag."""
-    loss = record["meta_loss"]
-    tags: dict[str, Any] = {"meta/loss": loss}
+def scalars(record: StepRecord) -> dict[str, float]:
+    """Return every number of a record that makes a curve, by its tag."""
+    loss = record.meta_loss
+    tags: dict[str, float | None] = {"meta/loss": loss}
     if loss > 0:
         tags["meta/loss_log10"] = math.log10(loss)
-    for kind, values in record["hyperparameters"].items():
+    for kind, values in record.hyperparameters.items():
         tags |= _named(kind, values)
-    if "gradient" in record:
-        tags["gradient/norm"] = record["gradient_norm"]
-        tags["gradient/residual"] = record["residual"]
-        tags["gradient/steady_state_residual"] = record["steady_state_residual"]
-        for kind, values in record["gradient"].items():
-            tags[f"gradient/norm_{kind}"] = record["gradient_norms"][kind]
-            tags |= _named(f"gradient_{kind}", values)
-        for kind, values in (record["standard_error"] or {}).items():
-            tags |= _named(f"standard_error_{kind}", values)
-    if "diagnostics" in record:
-        known = record["diagnostics"]
-        tags["gradient/growth_rate"] = known["growth_rate"]
-        tags["gradient/share_above_noise"] = known["above_noise"]
-        tags |= {f"last_state/{_slug(name)}": value for name, value in known["norms"].items()}
-    if "rollbacks" in record:
-        tags["meta/rollbacks"] = len(record["rollbacks"])
-    if "check" in record:
-        tags |= _examination(record["check"])
-    for phase, seconds in record["measured"]["seconds"].items():
-        tags[f"seconds/{_slug(phase)}"] = seconds
-    for phase, peaks in record["measured"]["peak_bytes"].items():
-        tags |= _named(f"peak_bytes_{_slug(phase)}", peaks)
+    if isinstance(record, GradientRecord):
+        tags |= _gradient(record)
+    if record.rollbacks is not None:
+        tags["meta/rollbacks"] = len(record.rollbacks)
+    tags |= _costs(record.measured)
     return {tag: value for tag, value in tags.items() if value is not None}
 
 
-def _examination(found: Mapping[str, Any]) -> dict[str, Any]:
-    held, spectrum, horizon = found["agreement"], found["spectrum"], found["horizon"]
-    tags = {
-        "check/trusted": float(found["trusted"]),
-        "check/cosine_with_exact": held["cosine"],
-        "check/steepest_decrease_kept": held["descent"],
-        "check/norm_over_exact": held["norm_ratio"],
-        "check/spectral_radius": spectrum["radius"],
-        "check/norm_of_jacobian": spectrum["norm"],
-        "check/condition_on_krylov_space": spectrum["krylov_condition"],
-        "check/step_change_over_predicted": found["smoothness"]["ratio"],
+def _gradient(record: GradientRecord) -> dict[str, float | None]:
+    known = record.diagnostics
+    tags: dict[str, float | None] = {
+        "gradient/norm": record.gradient_norm,
+        "gradient/residual": record.residual,
+        "gradient/steady_state_residual": record.steady_state_residual,
+        "gradient/growth_rate": known.growth_rate,
+        "gradient/share_above_noise": known.above_noise,
     }
-    if horizon is not None:
-        tags["check/short_horizon_bias"] = horizon["bias"]
+    for kind, values in record.gradient.items():
+        tags[f"gradient/norm_{kind}"] = record.gradient_norms[kind]
+        tags |= _named(f"gradient_{kind}", values)
+    for kind, values in (record.standard_error or {}).items():
+        tags |= _named(f"standard_error_{kind}", values)
+    tags |= {f"last_state/{_slug(name)}": value for name, value in known.norms.items()}
+    return tags if record.check is None else tags | _examination(record.check)
+
+
+def _examination(found: ExaminationReport) -> dict[str, float | None]:
+    agreement, spectrum = found.agreement, found.spectrum
+    tags: dict[str, float | None] = {"check/trusted": float(found.trusted)}
+    if agreement is not None:
+        tags |= {
+            "check/cosine_with_exact": agreement.cosine,
+            "check/steepest_decrease_kept": agreement.descent,
+            "check/norm_over_exact": agreement.norm_ratio,
+        }
+    if spectrum is not None:
+        tags |= {
+            "check/spectral_radius": spectrum.radius,
+            "check/norm_of_jacobian": spectrum.norm,
+            "check/condition_on_krylov_space": spectrum.krylov_condition,
+        }
+    if found.smoothness is not None:
+        tags["check/step_change_over_predicted"] = found.smoothness.ratio
+    if found.horizon is not None:
+        tags["check/short_horizon_bias"] = found.horizon.bias
     return tags
 
 
-def _named(group: str, values: Mapping[str, float]) -> dict[str, float]:
+def _costs(measured: Measured) -> dict[str, float | None]:
+    tags: dict[str, float | None] = {
+        f"seconds/{_slug(phase)}": seconds for phase, seconds in measured.seconds.items()
+    }
+    for phase, peaks in measured.peak_bytes.items():
+        tags |= _named(f"peak_bytes_{_slug(phase)}", peaks)
+    return tags
+
+
+def _named(group: str, values: Mapping[str, float | None]) -> dict[str, float | None]:
     return {f"{group}/{name}": value for name, value in values.items()}
 
 

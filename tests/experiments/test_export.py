@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from hyperrbp import tune_recipe
-from hyperrbp.config.recipe import Recipe, parse
+from hyperrbp.config.loading import parse
+from hyperrbp.config.recipe import Recipe
 from hyperrbp.experiments.checkpoint import read_tensors
 from hyperrbp.experiments.experiment import Experiment
 from hyperrbp.experiments.export import EXAMPLE_WEIGHTS, WEIGHT_DECAY, exported, sgd_settings
@@ -92,7 +93,7 @@ def written(folder: Path, recipe: Recipe):
     theta = experiment.theta
     theta = theta + 0.4 * torch.randn(len(theta), generator=source, dtype=theta.dtype)
     layout = experiment.problem().layout
-    code, tensors = exported(layout, theta, ABOUT, recipe, experiment.train_rows)
+    code, tensors = exported(layout, theta, ABOUT, recipe, experiment.data.train_rows)
     run = RunFolder(folder)
     run.write_hyperparameters({}, code, tensors)
     return experiment, theta, runpy.run_path(str(run.groups_file))
@@ -135,7 +136,7 @@ def trained_by_script(experiment: Experiment, script: dict) -> torch.Tensor:
             script["set_stretch"](optimizer, step)
         optimizer.step()
     if rows is not None:
-        assert torch.equal(rows, experiment.train_rows)
+        assert torch.equal(rows, experiment.data.train_rows)
     return nn.utils.parameters_to_vector(model.parameters()).detach()
 
 
@@ -183,7 +184,7 @@ def test_every_file_that_is_read_is_beside_the_code(tmp_path):
 
     data = load("digits", tmp_path).train.inputs.double()
     shown = data[kept["rows"]] - data[:240].mean(0)
-    assert torch.allclose(shown, experiment.train.inputs, atol=1e-5)
+    assert torch.allclose(shown, experiment.data.train.inputs, atol=1e-5)
 
 
 def test_maclaurin_settings_in_torch_sgd():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -12,7 +13,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     SerializerFunctionWrapHandler,
-    ValidationError,
     model_serializer,
 )
 
@@ -26,7 +26,7 @@ def _null_unless_finite(value: Any) -> Any:
 
 Number = Annotated[float | None, BeforeValidator(_null_unless_finite)]
 """A float of a result; None stands for one that is not finite, which JSON cannot say."""
-Values = dict[str, Number]
+Values = Mapping[str, Number]
 """Numbers by name: one for each parameter tensor, or the summary statistics of very many."""
 Environment = dict[str, str | int]
 """What the bits of a result depend on, besides the recipe."""
@@ -35,18 +35,18 @@ Environment = dict[str, str | int]
 class Part(BaseModel):
     """A part of a document: no unknown keys, no silent conversions.
 
-    An optional key that was not given is absent from the JSON, not null.
+    A key with a default of None is absent from the JSON, not null, where it is None.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
     @model_serializer(mode="wrap")
     def _without_absent(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        given = self.model_fields_set
+        fields = type(self).model_fields
         return {
             key: value
             for key, value in serialize(self).items()
-            if value is not None or key in given
+            if value is not None or fields[key].is_required()
         }
 
 
@@ -94,11 +94,3 @@ class Measured(Part):
 def to_json(document: Part, *, indent: int | None = None) -> str:
     """Return the JSON of a document, on one line unless indented; floats survive to the bit."""
     return json.dumps(document.model_dump(mode="json"), indent=indent, allow_nan=False)
-
-
-def faults_in_one_line(error: ValidationError) -> str:
-    """Return where a document differs from its model, and how."""
-    return "; ".join(
-        f"{'.'.join(map(str, fault['loc'])) or 'the document'}: {fault['msg']}"
-        for fault in error.errors(include_url=False, include_input=False)[:3]
-    )

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Annotated
+
+from pydantic import Strict
+
 from hyperrbp.experiments.results.document import Number, Part, Values
 from hyperrbp.hypergradients.diagnostics.linear_solve import Outcome
 from hyperrbp.hypergradients.diagnostics.verdict import Verdict
 from hyperrbp.hypergradients.method import Status
+
+# From their texts too.
+StatusOf = Annotated[Status, Strict(False)]
+VerdictOf = Annotated[Verdict, Strict(False)]
+OutcomeOf = Annotated[Outcome, Strict(False)]
 
 
 class AgreementReport(Part):
@@ -43,7 +53,7 @@ class SolveReport(Part):
 
     residual: Number
     objective_residual: Number
-    outcome: Outcome
+    outcome: OutcomeOf
     sentence: str
 
 
@@ -69,7 +79,7 @@ class SpectrumReport(Part):
 class NoiseReport(Part):
     """See :class:`hyperrbp.hypergradients.diagnostics.noise.Noise`."""
 
-    standard_error: dict[str, Values]
+    standard_error: Mapping[str, Values]
     samples: int
     distinguishable: int
     """How many components are."""
@@ -114,13 +124,13 @@ class ExaminationReport(Part):
     """
 
     loss: Number
-    verdict: Verdict
+    verdict: VerdictOf
     trusted: bool
     why: str
     findings: list[str]
-    gradient: dict[str, Values] | None = None
+    gradient: Mapping[str, Values] | None = None
     """Absent from the records of a tuning run, which have it beside."""
-    status: Status
+    status: StatusOf
     products: int
     steady_state: SteadyStateReport
     series: SeriesReport
@@ -128,7 +138,7 @@ class ExaminationReport(Part):
     spectrum: SpectrumReport | None
     noise: NoiseReport | None
     horizon: HorizonReport | None
-    exact: dict[str, Values] | None
+    exact: Mapping[str, Values] | None
     agreement: AgreementReport | None
     precision: AgreementReport | None
     differences: list[DifferencesReport]

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from typing import Annotated, Literal
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
-from pydantic import Field, JsonValue, TypeAdapter
+from pydantic import JsonValue
 
 from hyperrbp.experiments.results.document import Document, Measured, Number, Part, Values
-from hyperrbp.experiments.results.examination import ExaminationReport
-from hyperrbp.hypergradients.diagnostics.verdict import Verdict
-from hyperrbp.hypergradients.method import Status
+from hyperrbp.experiments.results.examination import ExaminationReport, StatusOf, VerdictOf
 
 
 class Record(Document):
@@ -19,9 +17,9 @@ class Record(Document):
     measured: Measured
 
     @property
-    @abstractmethod
     def number(self) -> int:
         """Its meta step, epoch or training step: the first one is 0."""
+        raise NotImplementedError
 
 
 # --- tuning ---------------------------------------------------------------------------------------
@@ -59,7 +57,7 @@ class GradientInformation(Part):
     """The gradient that a trust region follows, where it was taken at an earlier evaluation."""
 
     meta_step: int
-    status: Status
+    status: StatusOf
     residual: Number
     products: int
     norm: Number
@@ -84,7 +82,7 @@ class StepRecord(Record):
 
     meta_step: int
     meta_loss: float
-    hyperparameters: dict[str, Values]
+    hyperparameters: Mapping[str, Values]
     """By kind, in natural units."""
     source: str | None = None
     """What proposed θ, where several parts of an optimizer may."""
@@ -113,13 +111,13 @@ class GradientRecord(StepRecord):
     """
 
     kind: Literal["gradient"] = "gradient"
-    gradient: dict[str, Values]
-    standard_error: dict[str, Values] | None
+    gradient: Mapping[str, Values]
+    standard_error: Mapping[str, Values] | None
     """Over the series that were averaged; None for fewer than two."""
     gradient_norm: Number
-    gradient_norms: dict[str, Number]
+    gradient_norms: Mapping[str, Number]
     """By kind of hyperparameter."""
-    status: Status
+    status: StatusOf
     residual: Number
     residuals: list[list[Number]]
     """Of each series, term by term."""
@@ -129,7 +127,7 @@ class GradientRecord(StepRecord):
     """By kind, the names of the values that the update does not feel, or how many there are."""
     steady_state_residual: Number
     diagnostics: Diagnostics
-    verdict: Verdict
+    verdict: VerdictOf
     check: ExaminationReport | None = None
     """At every ``gradient.check_every``-th meta step."""
     warning: str | None = None
@@ -145,7 +143,7 @@ class EpochGradient(Part):
     norm: Number = None
     residual: Number = None
     steady_state_residual: Number = None
-    status: Status | None
+    status: StatusOf | None
     """The most alarming one; None where no gradient was taken through a steady state."""
     products: int
 
@@ -163,27 +161,30 @@ class PenaltyRecord(Part):
 class TrainRecord(Record):
     """What came of training a network a little further."""
 
-    validation: dict[str, Number] | None = None
+    loss: Number = None
+    """On some training examples; see each kind."""
+    validation: Mapping[str, Number] | None = None
     """Measures that choose between epochs."""
 
     @property
-    @abstractmethod
-    def final_loss(self) -> float:
+    def any_loss(self) -> float:
         """The loss of the record, whatever it is taken over; NaN where it was not finite."""
+        raise NotImplementedError
 
 
 class EpochRecord(TrainRecord):
-    """An epoch of a network with a convergent part; epoch 0 is the untrained start."""
+    """An epoch of a network with a convergent part; epoch 0 is the untrained start.
+
+    The loss is over all training examples.
+    """
 
     kind: Literal["epoch"] = "epoch"
     epoch: int
-    loss: Number
-    """Over the training examples."""
     penalty: PenaltyRecord | None = None
     gradient: EpochGradient | None = None
-    change_norms: list[Number] | None = None
+    change_norms: Sequence[Number] | None = None
     """‖h_t − h_{t−1}‖ for each update of one inference, where the epoch was validated."""
-    energy: list[Number] | None = None
+    energy: Sequence[Number] | None = None
     """Of a memory, after each update of that inference."""
 
     @property
@@ -192,18 +193,19 @@ class EpochRecord(TrainRecord):
         return self.epoch
 
     @property
-    def final_loss(self) -> float:
+    def any_loss(self) -> float:
         """The loss over the training examples."""
         return float("nan") if self.loss is None else self.loss
 
 
 class TrainingStepRecord(TrainRecord):
-    """A stretch of the training steps of an inner run, from ``step`` on."""
+    """A stretch of the training steps of an inner run, from ``step`` on.
+
+    The loss is on the minibatch of ``step``; it is absent from the last record.
+    """
 
     kind: Literal["training_step"] = "training_step"
     step: int
-    loss: Number = None
-    """On the minibatch of ``step``; absent from the last record."""
     meta_loss: Number = None
     """After the last step, over all examples; in the last record only."""
 
@@ -213,17 +215,7 @@ class TrainingStepRecord(TrainRecord):
         return self.step
 
     @property
-    def final_loss(self) -> float:
+    def any_loss(self) -> float:
         """The loss on the minibatch, or at the end over all examples."""
         loss = self.meta_loss if self.loss is None else self.loss
         return float("nan") if loss is None else loss
-
-
-AnyRecord = Annotated[
-    EvaluationRecord | GradientRecord | EpochRecord | TrainingStepRecord,
-    Field(discriminator="kind"),
-]
-RECORDS: TypeAdapter[EvaluationRecord | GradientRecord | EpochRecord | TrainingStepRecord] = (
-    TypeAdapter(AnyRecord)
-)
-"""Reads a line of ``records.jsonl`` by its ``kind``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from hyperrbp.experiments.results.document import Number, Part, Values
@@ -19,7 +20,7 @@ class BestEpoch(Part):
     """The epoch that validated best."""
 
     epoch: int
-    validation: dict[str, Number]
+    validation: Mapping[str, Number]
 
 
 class EquilibriumResult(TrainResult):
@@ -34,7 +35,7 @@ class EquilibriumResult(TrainResult):
     epochs: int
     """That were done."""
     best: BestEpoch
-    test: dict[str, Number]
+    test: Mapping[str, Number]
     """Measures with the weights of the best epoch; empty where these give nothing finite."""
 
 
@@ -45,8 +46,8 @@ class InnerRunResult(TrainResult):
     train_steps: int
     meta_loss: Number
     """Over all training examples, after the last step."""
-    heldout: dict[str, Number]
+    heldout: Mapping[str, Number]
     """Measures on the held-out examples."""
     heldout_accuracy: Number = None
     """The accuracy among them, where there is one."""
-    hyperparameters: dict[str, Values]
+    hyperparameters: Mapping[str, Values]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from hyperrbp.experiments.results.document import Number, Part, Values
@@ -27,7 +28,7 @@ class LastStep(Part):
 
     meta_step: int
     """Updates that were made."""
-    hyperparameters: dict[str, Values]
+    hyperparameters: Mapping[str, Values]
 
 
 class GrainRecord(Part):
@@ -87,10 +88,10 @@ class TuneResult(RunResult):
     """Of every meta step."""
     stopped_early: StoppedEarly | None
     best: BestStep
-    hyperparameters: dict[str, Values]
+    hyperparameters: Mapping[str, Values]
     """The tuned ones: those of the best meta step."""
     last: LastStep
-    untuned: dict[str, Values]
+    untuned: Mapping[str, Values]
     """The start."""
     grains: dict[str, GrainRecord]
     """By kind of hyperparameter."""

@@ -56,18 +56,18 @@ class AssociativeMemory(System):
         self.size = f"{neurons:,} neurons, {len(self.inputs)} images of {self._side}×{self._side}"
 
     def epoch(self, n: int) -> Iterator[Example]:
-        """The images in a new order, ``batch_size`` at a time."""
+        """Yield the images in a new order, ``batch_size`` at a time."""
         order = torch.randperm(len(self.inputs), generator=generator(self._seed, "order", n))
         for rows in torch.split(order, self._batch_size):
             images = self.inputs[rows.to(self.inputs.device)]
             yield Example(len(rows) / len(order), images, partial(l1_loss, target=images))
 
     def loss(self, answer: Answer) -> float:
-        """Mean L1 distance to the pixels, of whole images."""
+        """Return the mean L1 distance to the pixels of whole images."""
         return float(l1_loss(answer(self.inputs), self.inputs))
 
     def validate(self, answer: Answer) -> dict[str, float]:
-        """How far what comes back from corrupted images is from the whole ones."""
+        """Return how far the images retrieved from corrupted ones are from the whole ones."""
         output = answer(self.corrupted)
         return {
             "loss": float(l1_loss(output, self.inputs)),
@@ -75,33 +75,33 @@ class AssociativeMemory(System):
         }
 
     def badness(self, validation: Mapping[str, float]) -> float:
-        """The share of wrong pixels."""
+        """Return the share of wrong pixels."""
         return validation["pixel_error"]
 
     def test(self, answer: Answer) -> dict[str, float]:
-        """The share of wrong pixels, in what comes back and in what was given."""
+        """Return the share of wrong pixels in the retrieved and in the corrupted images."""
         return {
             "pixel_error": self.validate(answer)["pixel_error"],
             "corrupted_pixel_error": float(l1_loss(self.corrupted, self.inputs)),
         }
 
-    def watch(self, problem: FixedPoint, theta: Tensor) -> dict[str, list[float]]:
-        """The change norms, and the energy of the mean image, which need not fall."""
+    def curves(self, problem: FixedPoint, theta: Tensor) -> dict[str, list[float]]:
+        """Return the change norms, and the mean energy over the images, which need not fall."""
         assert isinstance(self.network, Hopfield)
         states = problem.states(theta, 0, problem.steps, problem.initial_state())
         energies = self.network.energies(map(problem.shaped, states), self.inputs)
         means = torch.stack([energy.mean() for energy in energies])
-        return super().watch(problem, theta) | {"energy": means.tolist()}
+        return super().curves(problem, theta) | {"energy": means.tolist()}
 
     def pictures(self, answer: Answer) -> tuple[list[str], Tensor]:
-        """Whole, corrupted and retrieved images."""
+        """Return whole, corrupted and retrieved images."""
         rows = torch.stack([self.inputs, self.corrupted, binarized(answer(self.corrupted))])
         shape = (*rows.shape[:2], self._side, self._side)
         return ["original", "corrupted", "retrieved"], rows.reshape(shape).cpu()
 
 
 def downsampled(images: Tensor, factor: int) -> Tensor:
-    """Square images, shape (B, pixels), with ``factor`` times fewer pixels a side.
+    """Return square images, shape (B, pixels), with ``factor`` times fewer pixels a side.
 
     Raises:
         DataError: if their side is not a multiple of it.
@@ -116,7 +116,7 @@ def downsampled(images: Tensor, factor: int) -> Tensor:
 
 
 def corrupt(images: Tensor, share: float, seed: int) -> Tensor:
-    """The images with this share of their non-zero pixels set to zero, rounded down."""
+    """Return the images with this share of their non-zero pixels set to zero, rounded down."""
     corrupted = images.clone()
     for number, image in enumerate(corrupted):
         ink = image.nonzero().squeeze(1)
@@ -126,5 +126,5 @@ def corrupt(images: Tensor, share: float, seed: int) -> Tensor:
 
 
 def binarized(output: Tensor) -> Tensor:
-    """1 where the output is at least 0.5."""
+    """Return 1 where the output is at least 0.5, else 0."""
     return (output >= 0.5).to(output.dtype)

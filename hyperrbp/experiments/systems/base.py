@@ -1,4 +1,4 @@
-"""What a system of the paper has to say so that it can be trained: network, examples, measures."""
+"""The base class of the paper's systems: a network, its examples, and its measures."""
 
 from __future__ import annotations
 
@@ -17,53 +17,56 @@ Answer = Callable[[Tensor], Tensor]
 
 
 class Example(NamedTuple):
-    """What one update of the weights is taken on."""
+    """Some examples on which one update of the weights is taken."""
 
     share: float
-    """Of an epoch's loss."""
+    """The share of these examples in the loss of an epoch."""
     inputs: Tensor
     loss: Callable[[Tensor], Tensor]
-    """Of the network's output."""
+    """Maps the network's output to the loss."""
 
 
 class System(ABC):
-    """A network with a convergent part, its examples, and what tells how good it is."""
+    """A network with a convergent part, its examples, and measures of how good it is."""
 
     network: ConvergentNetwork
     inputs: Tensor
-    """All of them, on which the change norms are taken."""
+    """All inputs; the change norms are taken on them."""
     size: str
     """The system in words: how many neurons, images, documents."""
 
     @abstractmethod
     def epoch(self, n: int) -> Iterator[Example]:
-        """The examples of epoch n, in their order."""
+        """Yield the examples of epoch n, in their order."""
 
     @abstractmethod
     def loss(self, answer: Answer) -> float:
-        """Over all training examples."""
+        """Return the loss over all training examples."""
 
     @abstractmethod
     def validate(self, answer: Answer) -> dict[str, float]:
-        """Measures that choose between epochs."""
+        """Return the measures that choose between epochs."""
 
     @abstractmethod
     def badness(self, validation: Mapping[str, float]) -> float:
-        """What the best epoch has least of."""
+        """Return the measure of which the best epoch has least."""
 
     @abstractmethod
     def test(self, answer: Answer) -> dict[str, float]:
-        """What the network is worth, at the end."""
+        """Return the measures of the finished network."""
 
-    def watch(self, problem: FixedPoint, theta: Tensor) -> dict[str, list[float]]:
-        """Curves over the updates of one inference: by name, a value an update."""
+    def curves(self, problem: FixedPoint, theta: Tensor) -> dict[str, list[float]]:
+        """Return curves over the updates of one inference: by name, one value for each update."""
         return {"change_norms": problem.changes(theta)}
 
     def pictures(self, answer: Answer) -> tuple[list[str], Tensor] | None:
-        """Names of rows, and images in [0, 1] of shape (rows, columns, height, width)."""
+        """Return the names of rows of images, and these: (rows, columns, height, width).
+
+        Pixels are in [0, 1]. None where there is nothing to see.
+        """
         return None
 
 
 def share_right(logits: Tensor, labels: Tensor, nodes: Tensor) -> float:
-    """The share of nodes whose largest logit is their class."""
+    """Return the share of nodes whose largest logit is their class."""
     return float((logits[nodes].argmax(1) == labels[nodes]).to(torch.float64).mean())

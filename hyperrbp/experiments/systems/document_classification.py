@@ -17,7 +17,7 @@ from hyperrbp.runtime.randomness import generator
 
 
 class DocumentClassification(System):
-    """The subject of every document, where those of one in a hundred are known."""
+    """Predicts the subject of every document, where those of one in a hundred are known."""
 
     def __init__(
         self, recipe: GraphNetRecipe, root: Path | None, device: torch.device, dtype: torch.dtype
@@ -46,7 +46,7 @@ class DocumentClassification(System):
         )
 
     def epoch(self, n: int) -> Iterator[Example]:
-        """The whole graph."""
+        """Yield the whole graph."""
 
         def loss(logits: torch.Tensor) -> torch.Tensor:
             return cross_entropy(logits[self._train], self._labels[self._train])
@@ -54,21 +54,21 @@ class DocumentClassification(System):
         yield Example(1.0, self.inputs, loss)
 
     def loss(self, answer: Answer) -> float:
-        """Cross-entropy on the labelled documents."""
+        """Return the cross-entropy on the labelled documents."""
         (example,) = self.epoch(0)
         return float(example.loss(answer(self.inputs)))
 
     def validate(self, answer: Answer) -> dict[str, float]:
-        """Cross-entropy and accuracy on the validation documents."""
+        """Return the cross-entropy and the accuracy on the validation documents."""
         logits = answer(self.inputs)
         wrong = cross_entropy(logits[self._validation], self._labels[self._validation])
         right = share_right(logits, self._labels, self._validation)
         return {"loss": float(wrong), "accuracy": right}
 
     def badness(self, validation: Mapping[str, float]) -> float:
-        """The share of documents that are taken for something else."""
+        """Return the share of documents whose predicted subject is wrong."""
         return 1 - validation["accuracy"]
 
     def test(self, answer: Answer) -> dict[str, float]:
-        """Accuracy on the test documents."""
+        """Return the accuracy on the test documents."""
         return {"accuracy": share_right(answer(self.inputs), self._labels, self._test)}

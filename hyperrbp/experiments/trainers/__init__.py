@@ -1,1 +1,1 @@
-"""What `hyperrbp train` trains: one file each, advanced, saved and resumed bit for bit."""
+"""Trainers: one file for each kind of network; each can be advanced, saved and resumed."""

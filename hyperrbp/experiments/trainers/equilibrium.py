@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +12,27 @@ import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-from hyperrbp.config.equilibrium import GraphNetRecipe, HopfieldRecipe, NetworkRecipe
+from hyperrbp.config.equilibrium import EquilibriumRecipe, GraphNetRecipe, HopfieldRecipe
 from hyperrbp.exceptions import CheckpointError, DivergedError
-from hyperrbp.experiments.experiment import device_and_threads
+from hyperrbp.experiments.device import device_and_threads
+from hyperrbp.experiments.results.document import Measured
+from hyperrbp.experiments.results.records import EpochGradient, EpochRecord, PenaltyRecord
+from hyperrbp.experiments.results.train import BestEpoch, EquilibriumResult, TrainResult
 from hyperrbp.experiments.systems.base import Example, System
 from hyperrbp.experiments.trainers.base import Trainer
 from hyperrbp.hypergradients.implicit_layer import Diagnosis, steady_state
 from hyperrbp.hypergradients.method import Status
 from hyperrbp.problems.convergent import Recurrence
 from hyperrbp.problems.penalties import PENALTIES, Penalty
-from hyperrbp.runtime.metering import PhaseMeter, measured
+from hyperrbp.runtime.documents import finite_or_null
+from hyperrbp.runtime.metering import PhaseMeter
 from hyperrbp.runtime.randomness import generator
 
 
 def build_system(
-    recipe: NetworkRecipe, root: Path | None, device: torch.device, dtype: torch.dtype
+    recipe: EquilibriumRecipe, root: Path | None, device: torch.device, dtype: torch.dtype
 ) -> System:
-    """The system that a recipe describes.
+    """Return the system that a recipe describes.
 
     Raises:
         DataError: if its data are missing or damaged.
@@ -41,14 +47,23 @@ def build_system(
     return DocumentClassification(recipe, root, device, dtype)
 
 
-class NetworkTraining(Trainer):
-    """A network recipe, epoch by epoch; the best epoch is the one that validates best."""
+@dataclass(frozen=True)
+class Best:
+    """The epoch that validated best so far."""
+
+    epoch: int = 0
+    badness: float = math.inf
+    validation: Mapping[str, float] = field(default_factory=dict)
+
+
+class EquilibriumTrainer(Trainer):
+    """Trains a network recipe epoch by epoch; the answer is the epoch that validates best."""
 
     unit = "epoch"
 
-    def __init__(self, recipe: NetworkRecipe, root: Path | None = None) -> None:
+    def __init__(self, recipe: EquilibriumRecipe, root: Path | None = None) -> None:
         self.device, filled_in = device_and_threads(recipe)
-        self.recipe: NetworkRecipe = recipe.model_copy(update=filled_in)
+        self.recipe: EquilibriumRecipe = recipe.model_copy(update=filled_in)
         dtype = {"float32": torch.float32, "float64": torch.float64}[recipe.dtype]
         self.system = build_system(self.recipe, root, self.device, dtype)
         self._network, training = self.system.network, recipe.training
@@ -70,11 +85,11 @@ class NetworkTraining(Trainer):
                 weight_decay=training.weight_decay,
                 fused=True,
             )
-        self.best: dict[str, Any] = {"epoch": 0, "badness": math.inf, "validation": {}}
+        self.best = Best()
         self._best_weights = self._copied_weights()
 
     def headline(self) -> str:
-        """What is trained, and how, in two lines."""
+        """Say what is trained, and how, in two lines."""
         recipe, weights = self.recipe, sum(p.numel() for p in self._network.parameters())
         gradient = recipe.gradient
         return (
@@ -85,24 +100,34 @@ class NetworkTraining(Trainer):
 
     # --- one epoch --------------------------------------------------------------------------------
 
-    def advance(self) -> dict[str, Any]:
-        """Train an epoch, and look at what came of it; epoch 0 only looks."""
-        meter = PhaseMeter(self.device)
-        record: dict[str, Any] = {"epoch": self.position}
-        if self.position == 0:
+    def advance(self) -> EpochRecord:
+        """Train an epoch and validate it, if it is one to validate; epoch 0 is not trained."""
+        meter, epoch = PhaseMeter(self.device), self.position
+        gradient = penalty = validation = None
+        curves: Mapping[str, list[float]] = {}
+        if epoch == 0:
             with meter.phase("validation"):
-                record["loss"] = self.system.loss(self.answer)
+                loss = self.system.loss(self.answer)
         else:
-            record |= self._train(meter)
-        if self.position % self.recipe.training.validate_every == 0:
+            loss, gradient, penalty = self._train(meter)
+        if epoch % self.recipe.training.validate_every == 0:
             with meter.phase("validation"):
-                record |= self._validate()
-        record["measured"] = measured(meter.seconds, meter.peak_bytes)
+                validation, curves = self._validate()
         self.position += 1
-        return record
+        return EpochRecord(
+            epoch=epoch,
+            loss=loss,
+            gradient=gradient,
+            penalty=None if penalty is None else _penalty_record(penalty),
+            validation=validation,
+            change_norms=curves.get("change_norms"),
+            energy=curves.get("energy"),
+            measured=Measured.until_now(meter.seconds, meter.peak_bytes),
+        )
 
-    def _train(self, meter: PhaseMeter) -> dict[str, Any]:
-        total, statuses, products = 0.0, [], 0
+    def _train(self, meter: PhaseMeter) -> tuple[float, EpochGradient, Penalty | None]:
+        """Train an epoch; return its loss, its gradients, and the last example's penalty."""
+        total, statuses, products = 0.0, list[Status](), 0
         penalty: Penalty | None = None
         largest: dict[str, float] = {}
         for number, example in enumerate(self.system.epoch(self.position)):
@@ -130,20 +155,10 @@ class NetworkTraining(Trainer):
             ):
                 if size is not None and math.isfinite(size):
                     largest[key] = max(size, largest.get(key, 0.0))
-        record: dict[str, Any] = {"loss": total}
-        if penalty is not None:  # of the last example
-            record["penalty"] = {
-                "value": float(penalty.value.detach()),
-                "quantity": penalty.quantity,
-                "error": penalty.error,
-                "exact": penalty.exact,
-                "products": penalty.products,
-            }
-        record["gradient"] = largest | {
-            "status": str(Status.worst(statuses)) if statuses else None,
-            "products": products,
-        }
-        return record
+        gradient = EpochGradient(
+            **largest, status=Status.worst(statuses) if statuses else None, products=products
+        )
+        return total, gradient, penalty
 
     def _loss(
         self, example: Example, number: int, found: Diagnosis
@@ -164,7 +179,7 @@ class NetworkTraining(Trainer):
         return example.loss(self._network.output(h)), self._penalty(recurrence, h, draw)
 
     def _penalty(self, recurrence: Recurrence, h: Tensor, draw: torch.Generator) -> Penalty | None:
-        """The regularizer at the steady state: its gradient also goes by way of h."""
+        """Return the regularizer at the steady state: its gradient also goes by way of h."""
         section = self.recipe.penalty
         if section is None:
             return None
@@ -184,24 +199,22 @@ class NetworkTraining(Trainer):
         if not math.isfinite(value):
             raise DivergedError(f"epoch {self.position}: {what} is not finite")
 
-    def _validate(self) -> dict[str, Any]:
+    def _validate(self) -> tuple[dict[str, float], Mapping[str, list[float]]]:
+        """Return the measures of this epoch, and curves over the updates of an inference."""
         validation = self.system.validate(self.answer)
         self.best, self._best_weights = self._better(self.position, validation)
         problem = self._network.problem(self.system.inputs, updates=self.recipe.inference.updates)
-        return {"validation": validation, **self.system.watch(problem, problem.initial_theta())}
+        return validation, self.system.curves(problem, problem.initial_theta())
 
-    def _better(
-        self, epoch: int, validation: dict[str, float]
-    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """The best so far, or the weights as they are if these validate better."""
+    def _better(self, epoch: int, validation: dict[str, float]) -> tuple[Best, dict[str, Tensor]]:
+        """Return the best so far, or the weights as they are if these validate better."""
         badness = self.system.badness(validation)
-        if badness < self.best["badness"]:
-            best = {"epoch": epoch, "badness": badness, "validation": validation}
-            return best, self._copied_weights()
+        if badness < self.best.badness:
+            return Best(epoch, badness, validation), self._copied_weights()
         return self.best, self._best_weights
 
-    def _best_at_end(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """The best of the due epochs and the last one.
+    def _best_at_end(self) -> tuple[Best, dict[str, Tensor]]:
+        """Return the best of the validated epochs and the last one.
 
         The latter is left out of the state: a run that goes on from here is as if it had never
         stopped.
@@ -215,7 +228,7 @@ class NetworkTraining(Trainer):
             return self.best, self._best_weights
 
     def answer(self, inputs: Tensor) -> Tensor:
-        """The network's output at the steady state of these inputs, without a graph.
+        """Return the network's output at the steady state of these inputs, without a graph.
 
         Raises:
             DivergedError: if it is not finite.
@@ -234,25 +247,22 @@ class NetworkTraining(Trainer):
         return output
 
     def pictures(self) -> tuple[list[str], Tensor] | None:
-        """Of the weights as they are."""
+        """Return the images of the weights as they are."""
         return self.system.pictures(self.answer)
 
     # --- on disk ----------------------------------------------------------------------------------
 
     def due(self) -> bool:
-        """After every validation, and at the end."""
+        """Whether an epoch was validated, or was the last."""
         done = self.position - 1
         return done % self.recipe.training.validate_every == 0 or done == self.last
 
     def content(self) -> dict[str, Any]:
-        """The epoch, and which one was best."""
-        best = dict(self.best)
-        if math.isinf(best["badness"]):
-            best["badness"] = None
-        return {"epoch": self.position, "best": best}
+        """Return the epoch, and which one was best."""
+        return {"epoch": self.position, "best": finite_or_null(asdict(self.best))}
 
     def tensors(self) -> dict[str, Tensor]:
-        """Weights, the optimizer's moments, and the best weights."""
+        """Return weights, the optimizer's moments, and the best weights."""
         tensors = {f"weights.{name}": t for name, t in self._network.state_dict().items()}
         tensors |= {f"best.{name}": t for name, t in self._best_weights.items()}
         for name, parameter in self._network.named_parameters():
@@ -262,10 +272,10 @@ class NetworkTraining(Trainer):
         return tensors
 
     def restore(self, content: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        """Stand where these were taken."""
-        self.position, self.best = int(content["epoch"]), dict(content["best"])
-        if self.best["badness"] is None:
-            self.best["badness"] = math.inf
+        """Go to where these were taken."""
+        self.position, best = int(content["epoch"]), dict(content["best"])
+        badness = math.inf if best["badness"] is None else best["badness"]
+        self.best = Best(best["epoch"], badness, best["validation"])
         if self.position > self.last + 1:
             raise CheckpointError(
                 f"{self.position - 1} epochs are done already, more than the {self.last} asked for"
@@ -289,11 +299,11 @@ class NetworkTraining(Trainer):
         return {name: t.detach().clone() for name, t in self._network.state_dict().items()}
 
     def weights(self) -> dict[str, Tensor]:
-        """Those of the best epoch."""
+        """Return the weights of the best epoch."""
         return self._best_at_end()[1]
 
-    def result(self) -> dict[str, Any]:
-        """Measures of the best epoch."""
+    def result(self, common: TrainResult) -> EquilibriumResult:
+        """Return the measures of the best epoch."""
         now = self._copied_weights()
         best, weights = self._best_at_end()
         self._network.load_state_dict(weights)
@@ -303,12 +313,23 @@ class NetworkTraining(Trainer):
             test = {}
         self._network.load_state_dict(now)
         recipe = self.recipe
-        return {
-            "system": recipe.system,
-            "method": recipe.gradient.method,
-            "trunc": recipe.gradient.trunc,
-            "updates": recipe.inference.updates,
-            "epochs": self.position - 1,
-            "best": {key: best[key] for key in ("epoch", "validation")},
-            "test": test,
-        }
+        return EquilibriumResult(
+            **dict(common),
+            system=recipe.system,
+            method=recipe.gradient.method,
+            trunc=recipe.gradient.trunc,
+            updates=recipe.inference.updates,
+            epochs=self.position - 1,
+            best=BestEpoch(epoch=best.epoch, validation=dict(best.validation)),
+            test=test,
+        )
+
+
+def _penalty_record(penalty: Penalty) -> PenaltyRecord:
+    return PenaltyRecord(
+        value=float(penalty.value.detach()),
+        quantity=penalty.quantity,
+        error=penalty.error,
+        exact=penalty.exact,
+        products=penalty.products,
+    )

@@ -1,4 +1,4 @@
-"""The inner run of a tuning recipe, trained once with given hyperparameters, for its weights."""
+"""Trains the network of a tuning recipe once, with given hyperparameters."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ from torch import Tensor
 from hyperrbp.config.recipe import Recipe
 from hyperrbp.exceptions import DivergedError, UsageError
 from hyperrbp.experiments.experiment import Experiment
+from hyperrbp.experiments.results.document import Measured
+from hyperrbp.experiments.results.records import TrainingStepRecord
+from hyperrbp.experiments.results.train import InnerRunResult, TrainResult
 from hyperrbp.experiments.trainers.base import Trainer
-from hyperrbp.runtime.metering import PhaseMeter, measured
+from hyperrbp.runtime.metering import PhaseMeter
 
 _RECORDS = 200  # points of the training curve
-_SAVED = 10  # of which one in so many is saved
+_SAVED = 10  # of which one in so many is a checkpoint
 
 
-class InnerTraining(Trainer):
-    """T training steps at one θ, in stretches of one record each.
+class InnerRunTrainer(Trainer):
+    """Takes the T training steps of an inner run at one θ, in stretches of one record each.
 
     Args:
         recipe: a tuning recipe.
@@ -53,7 +56,7 @@ class InnerTraining(Trainer):
         self._stride = math.ceil(self.last / _RECORDS)
 
     def headline(self) -> str:
-        """What is trained, and how, in two lines."""
+        """Say what is trained, and how, in two lines."""
         layout = self._problem.layout
         kind, at = next(iter(layout.slices.items()))
         values = layout.natural(self._theta)[at]
@@ -64,11 +67,11 @@ class InnerTraining(Trainer):
         )
 
     def environment(self) -> dict[str, str | int]:
-        """With the digests of the user's own data and code."""
+        """Return it with the digests of the user's own data and code."""
         return self._experiment.environment()
 
-    def advance(self) -> dict[str, Any]:
-        """The loss on the coming minibatch, and the stretch of steps after it."""
+    def advance(self) -> TrainingStepRecord:
+        """Take the loss on the next minibatch, and then a stretch of steps."""
         meter, step = PhaseMeter(self.device), self.position
         problem = self._problem
         with meter.phase("training"):
@@ -85,26 +88,27 @@ class InnerTraining(Trainer):
             self._h = h
         # The run is over with the record of its last state.
         self.position = self.last + 1 if at_end else stop
-        return {
-            "step": step,
-            **({"meta_loss": loss} if at_end else {"loss": batch_loss}),
-            "measured": measured(meter.seconds, meter.peak_bytes),
-        }
+        return TrainingStepRecord(
+            step=step,
+            loss=batch_loss,
+            meta_loss=loss,
+            measured=Measured.until_now(meter.seconds, meter.peak_bytes),
+        )
 
     def due(self) -> bool:
-        """Now and then, and at the end."""
+        """Whether a tenth of the run has passed since the last checkpoint, or all of it."""
         return self.position // self._stride % _SAVED == 0 or self.position > self.last
 
     def content(self) -> dict[str, Any]:
-        """The step, and the hyperparameters."""
+        """Return the step and the hyperparameters."""
         return {"step": self.position, "hyperparameters": self._problem.describe(self._theta)}
 
     def tensors(self) -> dict[str, Tensor]:
-        """Weights and velocities, and θ to the bit."""
+        """Return weights and velocities, and θ to the bit."""
         return {"state": self._h, "theta": self._theta}
 
     def restore(self, content: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        """Stand where these were taken, with their hyperparameters.
+        """Go to where these were taken, with their hyperparameters.
 
         Raises:
             UsageError: if others were asked for.
@@ -117,19 +121,19 @@ class InnerTraining(Trainer):
         self._h = tensors["state"].to(self._h)
 
     def weights(self) -> dict[str, Tensor]:
-        """After the last step."""
+        """Return the weights after the last step."""
         w = self._h[: self._problem.weights]
         pieces = self._problem.objective.pieces(w)
         return dict(zip(self._problem.tensors, pieces, strict=True))
 
-    def result(self) -> dict[str, Any]:
-        """The loss on all training examples, and what it is worth on the held-out ones."""
+    def result(self, common: TrainResult) -> InnerRunResult:
+        """Return the loss on all training examples, and the measures on the held-out ones."""
         heldout = self._experiment.heldout_measures(self._problem, self._h)
-        accuracy = {"heldout_accuracy": heldout["accuracy"]} if "accuracy" in heldout else {}
-        return {
-            "train_steps": self._problem.steps,
-            "meta_loss": float(self._problem.loss_and_gradient(self._h)[0]),
-            "heldout": heldout,
-            **accuracy,
-            "hyperparameters": self._problem.describe(self._theta),
-        }
+        return InnerRunResult(
+            **dict(common),
+            train_steps=self._problem.steps,
+            meta_loss=float(self._problem.loss_and_gradient(self._h)[0]),
+            heldout=heldout,
+            heldout_accuracy=heldout.get("accuracy"),
+            hyperparameters=self._problem.describe(self._theta),
+        )
