@@ -18,8 +18,8 @@ from statistics import median
 from typing import Any
 
 from hyperrbp import Averaging, Experiment, Hypergradient, hypergradient
+from hyperrbp.config.loading import read
 from hyperrbp.config.presets import find
-from hyperrbp.config.recipe import read
 from hyperrbp.exceptions import HyperrbpError
 from hyperrbp.hypergradients.agreement import agreement
 

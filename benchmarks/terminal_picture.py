@@ -14,14 +14,14 @@ import sys
 import tempfile
 from pathlib import Path
 
+from hyperrbp.reporting.terminal import Dashboard, answer, state_table
 from rich.console import Console
 
 from hyperrbp import tune_recipe
+from hyperrbp.config.loading import read
 from hyperrbp.config.presets import find
-from hyperrbp.config.recipe import read
 from hyperrbp.experiments.check import check_recipe
 from hyperrbp.reporting.check import draw_check, page
-from hyperrbp.reporting.terminal import Dashboard, answer, state_table
 
 
 class Halfway(Dashboard):

@@ -25,7 +25,7 @@ import torch
 from in_parts import kept
 
 from hyperrbp.config import presets as presets
-from hyperrbp.config.recipe import read
+from hyperrbp.config.loading import read
 from hyperrbp.exceptions import DivergedError, UsageError
 from hyperrbp.experiments.experiment import Experiment
 from hyperrbp.hypergradients import Averaging

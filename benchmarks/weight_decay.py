@@ -22,7 +22,7 @@ import torch
 from in_parts import kept, measure_or_report
 
 from hyperrbp.config import presets as presets
-from hyperrbp.config.recipe import read
+from hyperrbp.config.loading import read
 from hyperrbp.experiments.experiment import Experiment
 from hyperrbp.hypergradients import Averaging
 from hyperrbp.hypergradients.agreement import agreement

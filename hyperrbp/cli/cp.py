@@ -28,7 +28,8 @@ def cp(
         if target.is_dir():
             target /= source.name
         _write_new(target, text_of(source))
-        from hyperrbp.config.recipe import Recipe, read_any
+        from hyperrbp.config.loading import read_any
+        from hyperrbp.config.recipe import Recipe
 
         verb = "tune" if isinstance(read_any(target), Recipe) else "train"
         notify(f"wrote {target}; run it with: hyperrbp {verb} {target}")

@@ -10,7 +10,7 @@ import typer
 from hyperrbp.exceptions import UsageError
 
 if TYPE_CHECKING:
-    from hyperrbp.config.recipe import Override
+    from hyperrbp.config.loading import Override
 
 WHAT, WHERE = "What is run", "Where"
 """Panels of the help."""

@@ -22,7 +22,7 @@ def validate(
 ) -> None:
     """Check a recipe without touching data or device, and print it with every key spelt out."""
     with faults_to_exit_codes():
-        from hyperrbp.config.recipe import read_any
+        from hyperrbp.config.loading import read_any
 
         resolved = read_any(presets.find(recipe), set_by(settings))
         if as_json:

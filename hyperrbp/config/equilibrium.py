@@ -1,37 +1,35 @@
-"""Recipes of networks with a convergent part: what ``hyperrbp train`` takes besides tuning recipes.
+"""Recipes of networks with a convergent part, which ``hyperrbp train`` takes.
 
-One class a system, and one line in SYSTEMS.
+Each system has one class, and one line in SYSTEMS.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import Field
 
-from hyperrbp.config.schema import AnyRecipe, KeyFault, Section, not_one_of, option_faults
+from hyperrbp.config.schema import BaseRecipe, Section
 from hyperrbp.data.builtin import SOURCES
 from hyperrbp.data.citation_networks import NETWORKS
-from hyperrbp.hypergradients import METHODS, method_class
-from hyperrbp.hypergradients.method import Averaging
+from hyperrbp.hypergradients import METHODS
 from hyperrbp.problems.penalties import PENALTIES
 
 
 class InferenceSection(Section):
-    """How the steady state is reached."""
+    """How the network comes to its steady state."""
 
     updates: int = Field(100, ge=1, le=10**7, description="T, updates of the state")
     settled: float = Field(
         0.0,
         ge=0,
         lt=1,
-        description="relative change at which the remaining updates are taken as done; 0: never",
+        description="stop at this relative change of the state in one update; 0: never",
     )
 
 
-class GradientSection(Section):
-    """How the steady state is differentiated."""
+class EquilibriumGradientSection(Section):
+    """How the steady state is differentiated by the weights."""
 
     method: str = Field("neumann", description=" | ".join(METHODS))
     trunc: int = Field(20, ge=1, description="K, truncation steps")
@@ -45,7 +43,7 @@ class PenaltySection(Section):
 
     name: str = Field(description=" | ".join(PENALTIES))
     weight: float = Field(1.0, gt=0, description="λ, in loss + λ · penalty")
-    options: dict[str, Any] = Field(default_factory=dict, description="its own options")
+    options: dict[str, Any] = Field(default_factory=dict, description="options of the penalty")
 
 
 class TrainingSection(Section):
@@ -53,54 +51,41 @@ class TrainingSection(Section):
 
     epochs: int = Field(1000, ge=1, le=10**7, description="passes over the training examples")
     optimizer: Literal["adam", "sgd"] = Field("adam", description="adam | sgd")
-    learning_rate: float = Field(1e-3, gt=0, le=1000, description="of the optimizer")
-    momentum: float = Field(0.0, ge=0, lt=1, description="of sgd")
+    learning_rate: float = Field(1e-3, gt=0, le=1000, description="learning rate of the optimizer")
+    momentum: float = Field(0.0, ge=0, lt=1, description="momentum of sgd")
     weight_decay: float = Field(0.0, ge=0, description="added to the gradient: weight_decay · w")
     validate_every: int = Field(
-        10, ge=1, description="epochs between validations, change norms and checkpoints"
+        10, ge=1, description="epochs between validations, measured change norms, and checkpoints"
     )
 
 
-class NetworkRecipe(AnyRecipe):
-    """What the recipes of all systems share."""
+class EquilibriumRecipe(BaseRecipe):
+    """The keys that the recipes of all systems share."""
 
     may_change = ("training.epochs",)
 
     system: str
     inference: InferenceSection = InferenceSection()
-    gradient: GradientSection = GradientSection()
+    gradient: EquilibriumGradientSection = EquilibriumGradientSection()
     penalty: PenaltySection | None = None
     training: TrainingSection = TrainingSection()
 
-    def contradictions(self) -> Iterator[KeyFault]:
-        """What no single key shows to be wrong: (key, what was expected)."""
-        gradient, penalty = self.gradient, self.penalty
-        yield from method_faults(gradient.method, gradient.options)
-        if gradient.method in METHODS:
-            method = method_class(gradient.method)()
-            if method.steps_needed(gradient.trunc, Averaging()) > self.inference.updates:
-                yield (
-                    ("gradient", "trunc"),
-                    f"{gradient.method} walks back over {gradient.trunc} updates; expected at most"
-                    f" the {self.inference.updates} of inference.updates",
-                )
-        if penalty is not None:
-            if penalty.name not in PENALTIES:
-                yield ("penalty", "name"), not_one_of(penalty.name, PENALTIES)
-            else:
-                at = ("penalty", "options")
-                yield from option_faults(PENALTIES[penalty.name], penalty.options, at)
-
 
 class MemoryData(Section):
-    """The images that are stored."""
+    """The images that the memory stores."""
 
     name: str = Field("mnist", description="data set: " + ", ".join(SOURCES))
-    images: int = Field(10, ge=1, description="the first so many classes, one image of each")
-    downsample: int = Field(
-        1, ge=1, le=28, description="average squares of so many pixels a side into one"
+    images: int = Field(
+        10,
+        ge=1,
+        description="how many images to store: one of each class, in the order of the classes",
     )
-    binarize_above: float = Field(0.0, ge=0, lt=1, description="pixels above are 1, others 0")
+    downsample: int = Field(
+        1, ge=1, le=28, description="average each square of so many by so many pixels into one"
+    )
+    binarize_above: float = Field(
+        0.0, ge=0, lt=1, description="pixels above this become 1, others 0"
+    )
     corruption: float = Field(
         0.5, ge=0, le=1, description="share of the non-zero pixels that are blanked for retrieval"
     )
@@ -112,15 +97,17 @@ class MemoryNetwork(Section):
 
     hidden: int = Field(1024, ge=1, le=10**6, description="hidden neurons")
     a: float = Field(1.0, gt=0, description="time constant of the leak")
-    b: float = Field(0.5, gt=0, description="slope of the sigmoid")
+    b: float = Field(0.5, gt=0, description="gain of the sigmoid φ")
     readout: Literal["state", "activation"] = Field(
-        "state", description="state: as the authors' release | activation: φ(b h), as the paper"
+        "state",
+        description="what is compared with the image: state, as in the authors' code | activation,"
+        " φ(b h), as in the paper",
     )
     init_std: float = Field(1e-3, gt=0, description="standard deviation of the initial weights")
 
 
 class MemoryInference(InferenceSection):
-    """How the steady state is reached."""
+    """How the network comes to its steady state."""
 
     updates: int = Field(50, ge=1, le=10**7, description="T, updates of the state")
 
@@ -131,32 +118,14 @@ class MemoryTraining(TrainingSection):
     batch_size: int = Field(1, ge=1, description="images an update of the weights")
 
 
-class HopfieldRecipe(NetworkRecipe):
-    """An associative memory (section 5.1)."""
+class HopfieldRecipe(EquilibriumRecipe):
+    """An associative memory (section 5.1 of the paper)."""
 
     system: Literal["hopfield"] = "hopfield"
     data: MemoryData = MemoryData()
     network: MemoryNetwork = MemoryNetwork()
     inference: MemoryInference = MemoryInference()
     training: MemoryTraining = MemoryTraining()
-
-    def contradictions(self) -> Iterator[KeyFault]:
-        """What no single key shows to be wrong: (key, what was expected)."""
-        yield from super().contradictions()
-        data = self.data
-        if data.name not in SOURCES:
-            yield ("data", "name"), not_one_of(data.name, SOURCES)
-        elif data.images > SOURCES[data.name].classes:
-            yield (
-                ("data", "images"),
-                f"expected at most the {SOURCES[data.name].classes} classes of {data.name},"
-                f" got {data.images}",
-            )
-        if self.training.batch_size > data.images:
-            yield (
-                ("training", "batch_size"),
-                f"expected at most the {data.images} images, got {self.training.batch_size}",
-            )
 
 
 class CitationData(Section):
@@ -168,16 +137,20 @@ class CitationData(Section):
 
 
 class GraphNetwork(Section):
-    """The graph net."""
+    """The graph network."""
 
-    aggregation: Literal["sum", "mean"] = Field("sum", description="of the neighbours' states")
+    aggregation: Literal["sum", "mean"] = Field(
+        "sum", description="how the states of the neighbours are put together: sum | mean"
+    )
     init: Literal["normal", "uniform"] = Field(
-        "normal", description="normal: variance 2/d, the authors' | uniform: ±1/√d, PyTorch's"
+        "normal",
+        description="initial weights of d inputs: normal, of variance 2/d, the authors' | uniform,"
+        " in ±1/√d, PyTorch's",
     )
 
 
-class CitationGradient(GradientSection):
-    """How the steady state is differentiated."""
+class CitationGradient(EquilibriumGradientSection):
+    """How the steady state is differentiated by the weights."""
 
     trunc: int = Field(5, ge=1, description="K, truncation steps")
 
@@ -187,15 +160,15 @@ class CitationTraining(TrainingSection):
 
     epochs: int = Field(2000, ge=1, le=10**7, description="passes over the graph")
     optimizer: Literal["adam", "sgd"] = Field("sgd", description="adam | sgd")
-    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd")
     weight_decay: float = Field(5e-4, ge=0, description="added to the gradient: weight_decay · w")
     validate_every: int = Field(
-        20, ge=1, description="epochs between validations, change norms and checkpoints"
+        20, ge=1, description="epochs between validations, measured change norms, and checkpoints"
     )
 
 
-class GraphNetRecipe(NetworkRecipe):
-    """Semi-supervised document classification (section 5.2)."""
+class GraphNetRecipe(EquilibriumRecipe):
+    """Semi-supervised document classification (section 5.2 of the paper)."""
 
     system: Literal["graph-net"] = "graph-net"
     data: CitationData = CitationData()
@@ -203,27 +176,8 @@ class GraphNetRecipe(NetworkRecipe):
     gradient: CitationGradient = CitationGradient()
     training: CitationTraining = CitationTraining()
 
-    def contradictions(self) -> Iterator[KeyFault]:
-        """What no single key shows to be wrong: (key, what was expected)."""
-        yield from super().contradictions()
-        if self.data.name not in NETWORKS:
-            yield ("data", "name"), not_one_of(self.data.name, NETWORKS)
 
-
-SYSTEMS: dict[str, type[NetworkRecipe]] = {
+SYSTEMS: dict[str, type[EquilibriumRecipe]] = {
     "hopfield": HopfieldRecipe,
     "graph-net": GraphNetRecipe,
 }
-
-
-def method_faults(
-    method: str, options: Mapping[str, Mapping[str, Any]], also: Sequence[str] = ()
-) -> Iterator[KeyFault]:
-    """What is wrong with a gradient's method, one registered or in ``also``, and with options."""
-    for name, given in options.items():
-        if name not in METHODS:
-            yield ("gradient", "options", name), not_one_of(name, METHODS)
-        else:
-            yield from option_faults(method_class(name), given, ("gradient", "options", name))
-    if method not in (known := [*also, *METHODS]):
-        yield ("gradient", "method"), not_one_of(method, known)

@@ -1,7 +1,7 @@
-"""What a recipe tunes, at which grain, in which box, and which gradient methods can see it.
+"""The section ``hyperparameters``: what is tuned, at which grain, in which box, by which methods.
 
 An implicit method looks at the last state alone. What acted before it and does not move the steady
-state (the rates of an early stretch, the initial weights) has left no trace there: such a gradient
+state (the rates of an early segment, the initial weights) has left no trace there: such a gradient
 would be zero or noise, and is refused. What moves the steady state (weight decay, the weights of
 examples) is where implicit gradients are sound, the more so the closer the run comes to it.
 """
@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
 
-from hyperrbp.config.schema import KeyFault, Section
+from hyperrbp.config.schema import Section
 from hyperrbp.hypergradients.method import Horizon
 
 Box = Annotated[list[float], Field(min_length=2, max_length=2)]
@@ -23,23 +23,27 @@ _Part = Literal["net", "layer", "tensor"]
 
 def _by(*, weight: bool = False) -> Any:
     return Field(
-        "tensor", description="a value for: net | layer | tensor" + (" | weight" if weight else "")
+        "tensor",
+        description="one value for each: net | layer | tensor" + (" | weight" if weight else ""),
     )
 
 
 def _box(low: float, high: float) -> Any:
     return Field(
         default_factory=lambda: [low, high],
-        description="[low, high]: the box that a search draws from; the descent may leave it",
+        description="[low, high]: where a search or a screening samples; only the meta-optimizer"
+        " adam may leave it",
     )
 
 
 def _segments() -> Any:
-    return Field(1, ge=1, le=10**4, description="values for so many equal stretches of the run")
+    return Field(
+        1, ge=1, le=10**4, description="so many values in turn, each for an equal part of the run"
+    )
 
 
 class LearningRateSection(Section):
-    """α, from inner.learning_rate."""
+    """The learning rates α, which start at inner.learning_rate."""
 
     by: _Part = _by()
     segments: int = _segments()
@@ -47,7 +51,7 @@ class LearningRateSection(Section):
 
 
 class MomentumSection(Section):
-    """β, from inner.momentum."""
+    """The momenta β, which start at inner.momentum."""
 
     by: _Part = _by()
     segments: int = _segments()
@@ -55,27 +59,38 @@ class MomentumSection(Section):
 
 
 class WeightDecaySection(Section):
-    """λ, from inner.weight_decay."""
+    """The weight decays λ, which start at inner.weight_decay."""
 
     by: Literal["net", "layer", "tensor", "weight"] = _by(weight=True)
     range: Box = _box(1e-6, 0.1)
 
 
 class InitScaleSection(Section):
-    """The factor that the initial weights are multiplied by, from 1."""
+    """The factors by which the initial weights are multiplied, which start at 1."""
 
     by: _Part = _by()
     range: Box = _box(0.1, 10.0)
 
 
 class ExampleWeightSection(Section):
-    """One weight in (0, 2) for each training example, from 1: the plain mean of their losses."""
+    """One weight in (0, 2) for each training example; they start at 1, the mean of all losses."""
 
     range: Box = _box(0.02, 1.98)
 
 
+class TunedKind(NamedTuple):
+    """What is tuned of one kind of hyperparameter."""
+
+    by: str
+    """The part that has a value of its own: net, layer, tensor, weight or example."""
+    segments: int
+    """The values in turn, each for an equal part of the run."""
+    box: tuple[float, float]
+    """The bounds, in natural units."""
+
+
 class HyperparametersSection(Section):
-    """What is tuned. A kind that is null keeps the one value that the recipe names elsewhere."""
+    """The kinds that are tuned; one that is null keeps its single value from elsewhere."""
 
     learning_rate: LearningRateSection | None = Field(
         LearningRateSection(), description="{by, segments, range}; null: fixed"
@@ -89,11 +104,11 @@ class HyperparametersSection(Section):
         None, description="{range}, which may be {}; null: every example counts alike"
     )
 
-    def tuned(self) -> dict[str, tuple[str, int, tuple[float, float]]]:
-        """By kind: the parts, the number of segments and the box, in natural units."""
+    def tuned(self) -> dict[str, TunedKind]:
+        """Return what is tuned, by kind."""
         sections = {kind: getattr(self, kind) for kind in type(self).model_fields}
         return {
-            kind: (
+            kind: TunedKind(
                 getattr(section, "by", "example"),
                 getattr(section, "segments", 1),
                 (section.range[0], section.range[1]),
@@ -101,36 +116,6 @@ class HyperparametersSection(Section):
             for kind, section in sections.items()
             if section is not None
         }
-
-
-_LIMITS = {"momentum": 1.0, "example_weight": 2.0}
-
-
-def contradictions(
-    section: HyperparametersSection, *, steps: int, weight_decay: float
-) -> Iterator[KeyFault]:
-    """What is wrong with the section, whatever the gradient method."""
-    tuned = section.tuned()
-    if not tuned:
-        yield ("hyperparameters",), "expected at least one kind that is tuned; all are null"
-    for kind, (_, segments, (low, high)) in tuned.items():
-        most = _LIMITS.get(kind, math.inf)
-        if not 0 < low < high < most:
-            below = f", below {most:g}" if math.isfinite(most) else ""
-            yield (
-                ("hyperparameters", kind, "range"),
-                f"expected 0 < low < high{below}, got [{low:g}, {high:g}]",
-            )
-        if segments > steps:
-            yield (
-                ("hyperparameters", kind, "segments"),
-                f"expected at most the {steps} steps of inner.steps, got {segments}",
-            )
-    if "weight_decay" in tuned and weight_decay == 0:
-        yield (
-            ("inner", "weight_decay"),
-            "hyperparameters.weight_decay starts here; expected a number above 0, got 0",
-        )
 
 
 HORIZONS: dict[str, dict[Horizon, str]] = {
@@ -162,21 +147,28 @@ HORIZONS: dict[str, dict[Horizon, str]] = {
         Horizon.STATE: "sound at convergence: it moves the steady state",
     },
 }
-"""What each kind of gradient method sees of each kind of hyperparameter. Where there is no entry
-for tangents (``forward``), it is as for the whole run."""
+"""What each kind of gradient method finds out about each kind of hyperparameter. Where there is no
+entry for tangents (``forward``), it is as for the whole run."""
 
 
-def unseen(
+def unsupported_kinds(
     section: HyperparametersSection, horizon: Horizon, *, trunc: int, steps: int
 ) -> Iterator[tuple[str, str]]:
-    """The kinds that a method cannot see, each with the reason."""
+    """Yield the kinds whose gradient a method cannot take, each with the reason.
+
+    Args:
+        section: what is tuned.
+        horizon: what the method differentiates.
+        trunc: K, its truncation steps.
+        steps: T, training steps of the inner run.
+    """
     whole = horizon in (Horizon.RUN, Horizon.TANGENTS) or (
         horizon is Horizon.WINDOW and trunc >= steps
     )
-    for kind, (by, segments, _) in section.tuned().items():
+    for kind, tuned in section.tuned().items():
         row = "init_scale" if kind == "init_scale" else "learning_rate, momentum in segments"
-        if (segments > 1 or kind == "init_scale") and not whole:
+        if (tuned.segments > 1 or kind == "init_scale") and not whole:
             why = HORIZONS[row][horizon].partition(": ")[2]
             yield kind, f"{why}; expected bptt or forward"
-        elif by in ("weight", "example") and horizon is Horizon.TANGENTS:
-            yield kind, f"it would carry a tangent for every {by}; expected another method"
+        elif tuned.by in ("weight", "example") and horizon is Horizon.TANGENTS:
+            yield kind, f"it would carry a tangent for every {tuned.by}; expected another method"

@@ -11,11 +11,8 @@ from typing import Any
 
 import yaml
 
+from hyperrbp.config.keys import KeyPath, dotted
 from hyperrbp.exceptions import Fault, RecipeError
-from hyperrbp.runtime.suggestions import shown as shown
-
-KeyPath = tuple[str | int, ...]
-"""Where a value stands, as keys from the top."""
 
 _DEEPEST = 20  # levels of nesting, and
 _LONGEST = 300  # digits of a whole number, which a float can hold: both far beyond any use
@@ -158,9 +155,3 @@ def _survey(
 def dump(content: Mapping[str, Any]) -> str:
     """A text that reads back to the same content, here and in other readers of YAML."""
     return yaml.dump(dict(content), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
-
-
-def dotted(at: KeyPath) -> str:
-    """A key for a message; one that would not print as it stands is quoted."""
-    parts = map(str, at)
-    return ".".join(p if p.strip() and p.isprintable() else shown(p) for p in parts)

@@ -8,8 +8,10 @@ import sys
 import pytest
 
 from hyperrbp.config import presets
-from hyperrbp.config.equilibrium import SYSTEMS, GraphNetRecipe, HopfieldRecipe, NetworkRecipe
-from hyperrbp.config.recipe import Recipe, parse, parse_any, read, read_any
+from hyperrbp.config.cross_checks import cross_check
+from hyperrbp.config.equilibrium import SYSTEMS, EquilibriumRecipe, GraphNetRecipe, HopfieldRecipe
+from hyperrbp.config.loading import parse, parse_any, read, read_any
+from hyperrbp.config.recipe import Recipe
 from hyperrbp.config.schema import Section
 from hyperrbp.exceptions import RecipeError
 
@@ -29,10 +31,10 @@ def refused(text: str, *, overrides=()) -> str:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_built_in_recipes_are_what_they_say(name):
     recipe = read_any(presets.built_in(name))
-    assert isinstance(recipe, NetworkRecipe)
+    assert isinstance(recipe, EquilibriumRecipe)
     assert recipe.name == name
     assert recipe.system == {"hopfield": "hopfield"}.get(name, "graph-net")
-    assert list(recipe.contradictions()) == []
+    assert list(cross_check(recipe)) == []
     again = parse_any(recipe.to_yaml(), name="another")
     assert again.model_dump() == recipe.model_dump()
     assert type(again) is type(recipe)
@@ -179,10 +181,10 @@ def test_every_key_is_described():
             "net.yaml:2: network.aggregation: expected one of sum, mean",
             "got 'max'",
         ),
-        # --- contradictions
+        # --- cross_check
         (
             "system: hopfield\ninference: {updates: 10}\ngradient:\n  method: tbptt\n  trunc: 11",
-            "net.yaml:5: gradient.trunc: tbptt walks back over 11 updates",
+            "net.yaml:5: gradient.trunc: tbptt goes back over 11 updates",
             "at most the 10 of inference.updates",
         ),
         (
@@ -273,9 +275,9 @@ def test_every_fault_has_a_line():
 def test_the_command_line_is_named_where_it_is_to_blame():
     text = "system: hopfield\ngradient: {method: tbptt, trunc: 20}"
     message = refused(text, overrides=[("--set", "inference.updates", 10)])
-    assert message.startswith("net.yaml:2: gradient.trunc: tbptt walks back over 20")
+    assert message.startswith("net.yaml:2: gradient.trunc: tbptt goes back over 20")
     message = refused(text, overrides=[("--trunc", "gradient.trunc", 51)])
-    assert message.startswith("--trunc: gradient.trunc: tbptt walks back over 51")
+    assert message.startswith("--trunc: gradient.trunc: tbptt goes back over 51")
     message = refused(text, overrides=[("--epochs", "training.epochs", 0)])
     assert message.startswith("--epochs: training.epochs: expected")
     assert "net.yaml: gradient.trunc" in refused(
@@ -292,7 +294,7 @@ def test_what_does_not_contradict_itself():
         "system: hopfield\ndata: {name: digits, images: 10}",
         "system: graph-net\npenalty: null",
     ):
-        assert isinstance(parse_any(text), NetworkRecipe)
+        assert isinstance(parse_any(text), EquilibriumRecipe)
 
 
 # --- two kinds -----------------------------------------------------------------------------------
@@ -318,7 +320,8 @@ def test_a_tuning_recipe_is_a_recipe_of_any_kind(name):
 
 def test_reading_a_network_imports_no_numerics():
     code = (
-        "import sys; from hyperrbp import presets; from hyperrbp.config.recipe import read_any\n"
+        "import sys\nfrom hyperrbp.config import presets\n"
+        "from hyperrbp.config.loading import read_any\n"
         "for name in presets.names(): read_any(presets.built_in(name)).to_yaml()\n"
         "print([m for m in ('torch', 'numpy', 'sklearn', 'torchvision') if m in sys.modules])"
     )

@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 
 from hyperrbp.cli.app import app
 from hyperrbp.config import presets
-from hyperrbp.config.recipe import Recipe, parse, parse_any, read, read_any, scalar
+from hyperrbp.config.loading import parse, parse_any, read, read_any, scalar
+from hyperrbp.config.recipe import Recipe
 from hyperrbp.exceptions import RecipeError
 
 INF, NAN = math.inf, math.nan
@@ -717,7 +718,7 @@ def test_a_file_or_a_run_folder_comes_before_a_built_in_name(tmp_path, monkeypat
 
 def test_reading_a_recipe_imports_no_numerics():
     code = (
-        "import sys, hyperrbp.config.recipe as r, hyperrbp.config.presets as c\n"
+        "import sys, hyperrbp.config.loading as r, hyperrbp.config.presets as c\n"
         "import hyperrbp.cli.app\n"
         "r.read(c.find('digits'), [('--method', 'gradient.method', 'rbp'),"
         " ('--set', 'gradient.options.cg.damping', 0.1)])\n"

@@ -62,8 +62,8 @@ def test_nothing_executes_what_it_reads():
 
 def test_help_and_validation_import_no_numerics():
     script = (
-        "import sys, hyperrbp, hyperrbp.cli.app, hyperrbp.config.recipe, hyperrbp.config.presets as c\n"
-        "hyperrbp.config.recipe.read(c.find('mnist'))\n"
+        "import sys, hyperrbp, hyperrbp.cli.app, hyperrbp.config.loading, hyperrbp.config.presets as c\n"
+        "hyperrbp.config.loading.read(c.find('mnist'))\n"
         "heavy = {'torch', 'numpy', 'sklearn', 'matplotlib', 'tensorboard', 'torchvision'}\n"
         "heavy |= {'optuna', 'cmaes'}\n"
         "print(sorted(heavy & set(sys.modules)))"
@@ -74,10 +74,10 @@ def test_help_and_validation_import_no_numerics():
 
 def test_a_contest_is_checked_without_numerics():
     script = (
-        "import sys, hyperrbp.experiments.benchmark, hyperrbp.config.presets as c, hyperrbp.config.recipe\n"
+        "import sys, hyperrbp.experiments.benchmark, hyperrbp.config.presets as c, hyperrbp.config.loading\n"
         "from hyperrbp.experiments.optimizer_runs import optimizer_runs\n"
         "optimizer_runs(['tpe', 'cmaes', 'hyperband', 'surrogate'])\n"
-        "hyperrbp.experiments.benchmark.check_benchmark(hyperrbp.config.recipe.read(c.find('digits')), ['both'], 1.0, 3)\n"
+        "hyperrbp.experiments.benchmark.check_benchmark(hyperrbp.config.loading.read(c.find('digits')), ['both'], 1.0, 3)\n"
         "print(sorted({'torch', 'numpy', 'matplotlib', 'optuna', 'cmaes'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)

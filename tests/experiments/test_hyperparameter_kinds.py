@@ -10,13 +10,14 @@ import statistics
 
 import pytest
 import torch
+from hyperrbp.reporting.terminal import ROWS, Dashboard, Plain, answer, state_table
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from typer.testing import CliRunner
 
 from hyperrbp import tune_recipe
 from hyperrbp.cli import app as cli
-from hyperrbp.config.recipe import parse, read
+from hyperrbp.config.loading import parse, read
 from hyperrbp.experiments.experiment import Experiment
 from hyperrbp.experiments.run_folder import RunFolder
 from hyperrbp.experiments.summary_statistics import (
@@ -28,7 +29,6 @@ from hyperrbp.experiments.summary_statistics import (
 )
 from hyperrbp.reporting import figures
 from hyperrbp.reporting.tensorboard import TensorBoard, overview, scalars
-from hyperrbp.reporting.terminal import ROWS, Dashboard, Plain, answer, state_table
 
 EVERYTHING = """
 name: everything

@@ -7,8 +7,8 @@ import math
 import pytest
 
 from hyperrbp import tune_recipe
+from hyperrbp.config.loading import read
 from hyperrbp.config.presets import find
-from hyperrbp.config.recipe import read
 
 
 def losses(data_root, folder, method: str, steps: int) -> list[float]:

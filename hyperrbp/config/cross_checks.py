@@ -1,0 +1,354 @@
+"""Checks a recipe for what no single key shows to be wrong."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import singledispatch
+from typing import Any, ClassVar
+
+from hyperrbp.config.equilibrium import EquilibriumRecipe, GraphNetRecipe, HopfieldRecipe
+from hyperrbp.config.hyperparameters import unsupported_kinds
+from hyperrbp.config.keys import KeyFault
+from hyperrbp.config.recipe import Recipe
+from hyperrbp.config.schema import BaseRecipe
+from hyperrbp.config.sections import ADAM, AUTO, DataSection, HypergradientSection, ModelSection
+from hyperrbp.config.validation import option_faults
+from hyperrbp.data import sources
+from hyperrbp.data.builtin import SOURCES
+from hyperrbp.data.citation_networks import NETWORKS
+from hyperrbp.hypergradients import METHODS, Averaging, method_class
+from hyperrbp.hypergradients.implicit import ImplicitMethod
+from hyperrbp.problems.losses import AUTO as AUTO_LOSS
+from hyperrbp.problems.losses import LOSSES
+from hyperrbp.problems.networks import MODELS, TORCHVISION, wanted_inputs
+from hyperrbp.problems.penalties import PENALTIES
+from hyperrbp.runtime import user_code
+from hyperrbp.runtime.suggestions import not_one_of, shown
+
+
+@singledispatch
+def cross_check(recipe: BaseRecipe) -> Iterator[KeyFault]:
+    """Yield what is wrong with a recipe, of whatever kind, each of whose keys is right by itself.
+
+    Returns:
+        pairs of a key and of what was expected there.
+    """
+    raise TypeError(f"no recipe: {type(recipe).__name__}")
+
+
+@cross_check.register
+def _(recipe: Recipe) -> Iterator[KeyFault]:
+    yield from _data(recipe.data)
+    yield from _sizes(recipe)
+    yield from _model(recipe.model)
+    yield from _shape(recipe)
+    yield from _loss(recipe.inner.loss)
+    yield from _hyperparameters(recipe)
+    yield from _optimizer(recipe)
+    yield from _method(recipe.gradient.method, recipe.gradient.options, also=[AUTO])
+    if recipe.gradient.template in METHODS:
+        yield from _gradient(recipe)
+    yield from _meta_loss(recipe)
+    yield from _inner_curves(recipe)
+
+
+@cross_check.register
+def _(recipe: EquilibriumRecipe) -> Iterator[KeyFault]:
+    gradient, penalty = recipe.gradient, recipe.penalty
+    yield from _method(gradient.method, gradient.options)
+    if gradient.method in METHODS:
+        method = method_class(gradient.method)()
+        if method.steps_needed(gradient.trunc, Averaging()) > recipe.inference.updates:
+            yield (
+                ("gradient", "trunc"),
+                f"{gradient.method} goes back over {gradient.trunc} updates; expected at most"
+                f" the {recipe.inference.updates} of inference.updates",
+            )
+    if penalty is not None:
+        if penalty.name not in PENALTIES:
+            yield ("penalty", "name"), not_one_of(penalty.name, PENALTIES)
+        else:
+            at = ("penalty", "options")
+            yield from option_faults(PENALTIES[penalty.name], penalty.options, at)
+
+
+@cross_check.register
+def _(recipe: HopfieldRecipe) -> Iterator[KeyFault]:
+    yield from cross_check.dispatch(EquilibriumRecipe)(recipe)
+    data = recipe.data
+    if data.name not in SOURCES:
+        yield ("data", "name"), not_one_of(data.name, SOURCES)
+    elif data.images > SOURCES[data.name].classes:
+        yield (
+            ("data", "images"),
+            f"expected at most the {SOURCES[data.name].classes} classes of {data.name},"
+            f" got {data.images}",
+        )
+    if recipe.training.batch_size > data.images:
+        yield (
+            ("training", "batch_size"),
+            f"expected at most the {data.images} images, got {recipe.training.batch_size}",
+        )
+
+
+@cross_check.register
+def _(recipe: GraphNetRecipe) -> Iterator[KeyFault]:
+    yield from cross_check.dispatch(EquilibriumRecipe)(recipe)
+    if recipe.data.name not in NETWORKS:
+        yield ("data", "name"), not_one_of(recipe.data.name, NETWORKS)
+
+
+# Data and network
+
+
+@dataclass(frozen=True)
+class _NoOptions:
+    """The options of a built-in data set."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+
+def _data(data: DataSection) -> Iterator[KeyFault]:
+    at = ("data", "options")
+    if data.name in SOURCES:
+        yield from option_faults(_NoOptions, data.options, at)
+        return
+    kind = sources.kind_of(data.name)
+    if kind is None:
+        choices = f"{not_one_of(data.name, SOURCES)}; or {', '.join(sources.KINDS)}"
+        yield ("data", "name"), choices
+        return
+    options = dict(data.options)
+    if kind == "torchvision:NAME":
+        yield from _torchvision(data.name.removeprefix(sources.TORCHVISION), options)
+    if kind != "file.py:function":
+        yield from option_faults(sources.KINDS[kind], options, at)
+
+
+def _torchvision(name: str, options: dict[str, Any]) -> Iterator[KeyFault]:
+    """Check a data set of torchvision; a split that it does not have leaves ``options``."""
+    at = ("data", "options", "split")
+    if name not in sources.TORCHVISION_SETS:
+        yield ("data", "name"), not_one_of(name, sources.TORCHVISION_SETS)
+    elif name not in sources.SPLITS and (split := options.pop("split", None)) is not None:
+        having = ", ".join(sources.SPLITS)
+        yield at, f"only {having} has one, {name} none; got {shown(split)}"
+    elif name in sources.SPLITS and options.get("split") is None:
+        splits = ", ".join(sources.SPLITS[name])
+        yield at, f"{name} is several sets; expected one of {splits}"
+
+
+def _sizes(recipe: Recipe) -> Iterator[KeyFault]:
+    """Check the sizes for a data set of known size; others are measured when they are read."""
+    data = recipe.data
+    source = SOURCES.get(data.name)
+    known = data.train_examples if source is None else source.train_examples
+    if known is None:
+        return
+    if data.train_examples is not None and data.train_examples > known:
+        yield (
+            ("data", "train_examples"),
+            f"expected at most the {known} training examples of {data.name},"
+            f" got {data.train_examples}",
+        )
+        return
+    examples = data.train_examples or known
+    left = examples - data.validation_examples
+    if left < 1:
+        yield (
+            ("data", "validation_examples"),
+            f"expected fewer than the {examples} training examples, got {data.validation_examples}",
+        )
+    elif recipe.inner.batch_size > left:
+        yield (
+            ("inner", "batch_size"),
+            f"expected at most the {left} training examples, got {recipe.inner.batch_size}",
+        )
+
+
+def _model(model: ModelSection) -> Iterator[KeyFault]:
+    at = ("model", "name")
+    if model.name in MODELS:
+        yield from option_faults(MODELS[model.name], model.options, ("model", "options"))
+    elif model.name.startswith(TORCHVISION):
+        if not model.name.removeprefix(TORCHVISION).isidentifier():
+            yield at, f"expected a name as in torchvision:resnet18, got {shown(model.name)}"
+    elif not user_code.is_code(model.name):
+        yield at, f"{not_one_of(model.name, MODELS)}; or torchvision:NAME, file.py:function"
+
+
+def _shape(recipe: Recipe) -> Iterator[KeyFault]:
+    wanted, shape = wanted_inputs(recipe.model.name), recipe.data.shape
+    if wanted is not None and shape not in ("auto", wanted):
+        yield (
+            ("data", "shape"),
+            f"{recipe.model.name} takes inputs of shape {wanted}; expected auto or {wanted},"
+            f" got {shown(shape)}",
+        )
+
+
+def _loss(loss: str) -> Iterator[KeyFault]:
+    known = (AUTO_LOSS, *LOSSES)
+    if loss not in known and not user_code.is_code(loss):
+        yield ("inner", "loss"), f"{not_one_of(loss, known)}; or file.py:function"
+
+
+# What is tuned, and how
+
+_LIMITS = {"momentum": 1.0, "example_weight": 2.0}
+
+
+def _hyperparameters(recipe: Recipe) -> Iterator[KeyFault]:
+    tuned, steps = recipe.hyperparameters.tuned(), recipe.inner.steps
+    if not tuned:
+        yield ("hyperparameters",), "expected at least one kind that is tuned; all are null"
+    for kind, (_, segments, (low, high)) in tuned.items():
+        most = _LIMITS.get(kind, math.inf)
+        if not 0 < low < high < most:
+            below = f", below {most:g}" if math.isfinite(most) else ""
+            yield (
+                ("hyperparameters", kind, "range"),
+                f"expected 0 < low < high{below}, got [{low:g}, {high:g}]",
+            )
+        if segments > steps:
+            yield (
+                ("hyperparameters", kind, "segments"),
+                f"expected at most the {steps} steps of inner.steps, got {segments}",
+            )
+    if "weight_decay" in tuned and recipe.inner.weight_decay == 0:
+        yield (
+            ("inner", "weight_decay"),
+            "hyperparameters.weight_decay starts here; expected a number above 0, got 0",
+        )
+
+
+def _optimizer(recipe: Recipe) -> Iterator[KeyFault]:
+    if recipe.meta.optimizer == ADAM:
+        return
+    yield from _for_adam_only(recipe)
+    yield from _start_outside_box(recipe)
+    optimizer = recipe.meta.optimizer
+    if optimizer in ("gradient", "both") and recipe.gradient.method == AUTO:
+        yield (
+            ("gradient", "method"),
+            f"{AUTO} goes with meta.optimizer {ADAM}; expected a method by name, since"
+            f" meta.optimizer is {optimizer}",
+        )
+    tuned = recipe.hyperparameters.tuned()
+    many = [kind for kind, (by, _, _) in tuned.items() if by in ("weight", "example")]
+    if optimizer in ("surrogate", "both") and many:
+        yield (
+            ("meta", "optimizer"),
+            f"a surrogate of the loss cannot be fitted in as many dimensions as {many[0]} has;"
+            f" expected adam or gradient, got {optimizer}",
+        )
+
+
+def _for_adam_only(recipe: Recipe) -> Iterator[KeyFault]:
+    for key, given in (
+        (("gradient", "check_every"), recipe.gradient.check_every),
+        (("meta", "on_divergence"), recipe.meta.on_divergence == "rollback"),
+        (("meta", "decay"), recipe.meta.decay),
+    ):
+        if given:
+            optimizer = recipe.meta.optimizer
+            yield key, f"goes with meta.optimizer {ADAM}; {optimizer} does not use it"
+
+
+def _start_outside_box(recipe: Recipe) -> Iterator[KeyFault]:
+    """Check that the recipe's start lies in the box, which all optimizers but Adam stay in."""
+    inner = recipe.inner
+    starts = {
+        "learning_rate": (inner.learning_rate, "inner.learning_rate"),
+        "momentum": (inner.momentum, "inner.momentum"),
+        "weight_decay": (inner.weight_decay, "inner.weight_decay"),
+    }
+    for kind, (_, _, (low, high)) in recipe.hyperparameters.tuned().items():
+        start, where = starts.get(kind, (1.0, "the start"))
+        if not low <= start <= high:
+            yield (
+                ("hyperparameters", kind, "range"),
+                f"meta.optimizer {recipe.meta.optimizer} stays in it; expected a range that holds"
+                f" {where} = {start:g}, got [{low:.3g}, {high:.3g}]",
+            )
+
+
+def _method(
+    method: str, options: Mapping[str, Mapping[str, Any]], also: Sequence[str] = ()
+) -> Iterator[KeyFault]:
+    """Check a gradient method, which is registered or in ``also``, and the options of methods."""
+    for name, given in options.items():
+        if name not in METHODS:
+            yield ("gradient", "options", name), not_one_of(name, METHODS)
+        else:
+            yield from option_faults(method_class(name), given, ("gradient", "options", name))
+    if method not in (known := [*also, *METHODS]):
+        yield ("gradient", "method"), not_one_of(method, known)
+
+
+def _gradient(recipe: Recipe) -> Iterator[KeyFault]:
+    gradient, steps = recipe.gradient, recipe.inner.steps
+    method = method_class(gradient.template)
+    yield from _estimator(gradient)
+    if gradient.method != AUTO and recipe.meta.optimizer != "surrogate":
+        for kind, why in unsupported_kinds(
+            recipe.hyperparameters, method.horizon, trunc=gradient.trunc, steps=steps
+        ):
+            yield ("gradient", "method"), f"{method.name} cannot see {kind}: {why}"
+    yield from _steps_needed(gradient, steps)
+
+
+def _estimator(gradient: HypergradientSection) -> Iterator[KeyFault]:
+    """Check the estimator, which decides how implicit methods average, and they alone."""
+    method, estimator = method_class(gradient.template), gradient.averaging.estimator
+    if issubclass(method, ImplicitMethod) and estimator not in ("auto", *method.estimators):
+        why = " needs one fixed Jacobian and" if method.fixed_operator else ""
+        yield (
+            ("gradient", "averaging", "estimator"),
+            f"{gradient.template}{why} cannot take '{estimator}';"
+            f" expected auto or {' or '.join(method.estimators)}",
+        )
+
+
+def _steps_needed(gradient: HypergradientSection, steps: int) -> Iterator[KeyFault]:
+    method, section = method_class(gradient.template)(), gradient.averaging
+    averaging = Averaging(section.estimator, section.minibatches, section.series)
+    needed = method.steps_needed(gradient.trunc, averaging)
+    if needed > steps:
+        # The truncation is to blame if a shorter one would do, the averaging otherwise.
+        blamed, got = "trunc", gradient.trunc
+        if method.steps_needed(1, averaging) > steps:
+            blamed, got = "averaging.minibatches", section.minibatches
+        yield (
+            ("gradient", *blamed.split(".")),
+            f"{gradient.template} with trunc {gradient.trunc} over {section.minibatches}"
+            f" minibatches needs {needed} training steps, more than the {steps} of inner.steps;"
+            f" expected at most {max(1, got - (needed - steps))}, got {got}",
+        )
+
+
+def _meta_loss(recipe: Recipe) -> Iterator[KeyFault]:
+    loss = recipe.meta.loss
+    if recipe.hyperparameters.example_weight is not None and loss != "validation":
+        yield (
+            ("meta", "loss"),
+            "hyperparameters.example_weight needs a loss on other examples, since the training"
+            f" loss falls as they vanish; expected validation, got {loss}",
+        )
+    if loss == "validation" and recipe.data.validation_examples == 0:
+        yield (
+            ("data", "validation_examples"),
+            "meta.loss is 'validation'; expected at least 1, got 0",
+        )
+
+
+def _inner_curves(recipe: Recipe) -> Iterator[KeyFault]:
+    steps = recipe.meta.steps
+    for i, step in enumerate(recipe.record.inner_curves):
+        if not -1 <= step <= steps:
+            yield (
+                ("record", "inner_curves", i),
+                f"expected a meta step from 0 to {steps} (or -1), got {step}",
+            )
