@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
@@ -106,26 +107,30 @@ def _reset_process_peak() -> None:
         return
 
 
-def available_bytes() -> int | None:
-    """What this process may still allocate in main memory; None where the system does not say."""
-    bounds = []
+def available_bytes() -> int:
+    """Return how many bytes of main memory this process may still allocate.
+
+    The least of what the machine has free, of the container's own limit (cgroup v2), which psutil
+    does not know, and of the limits on this process.
+    """
+    bounds = [psutil.virtual_memory().available, *_container_bounds(), *_process_bounds()]
+    return max(0, min(bounds))
+
+
+def _container_bounds() -> Iterator[int]:
     try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                bounds.append(int(line.split()[1]) * 1024)
-    except OSError:
-        pass
-    try:  # a container's own limit
         limit = (_CGROUP / "memory.max").read_text().strip()
         if limit != "max":
-            bounds.append(int(limit) - int((_CGROUP / "memory.current").read_text()))
+            yield int(limit) - int((_CGROUP / "memory.current").read_text())
     except (OSError, ValueError):
-        pass
+        return
+
+
+def _process_bounds() -> Iterator[int]:
     for kind, used in ((resource.RLIMIT_DATA, "VmData"), (resource.RLIMIT_AS, "VmSize")):
         bound = resource.getrlimit(kind)[0]
         if bound != resource.RLIM_INFINITY:
-            bounds.append(bound - (_status_bytes(used) or 0))
-    return max(0, min(bounds)) if bounds else None
+            yield bound - (_status_bytes(used) or 0)
 
 
 class _Kept:

@@ -45,8 +45,7 @@ from hyperrbp.hypergradients.agreement import agreement, by_kind, overall
 from hyperrbp.reporting.comparison import Lines, comma_separated, markdown, tables, write
 from hyperrbp.reporting.figures import draw_costs, log_log_exponent
 from hyperrbp.reporting.tensorboard import write_comparison
-from hyperrbp.runtime import metering as meter
-from hyperrbp.runtime.metering import SavedBytes, available_bytes
+from hyperrbp.runtime.metering import SavedBytes
 from hyperrbp.runtime.subprocesses import call
 
 COMPARE = importlib.import_module("hyperrbp.experiments.compare")
@@ -1290,38 +1289,6 @@ def test_force_reaches_the_comparison(tiny, machine):
 
 def total_memory():
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def test_available_bytes_are_some_of_all():
-    found = available_bytes()
-    assert found is not None
-    assert 0 < found <= total_memory()
-
-
-def test_a_container_limits_what_is_available(tmp_path, monkeypatch):
-    monkeypatch.setattr(meter, "_CGROUP", tmp_path)
-    free = available_bytes()
-    assert free > 600_000
-    (tmp_path / "memory.current").write_text("400000\n")
-    for limit, expected in (("1000000\n", 600_000), ("400000\n", 0), ("300000\n", 0)):
-        (tmp_path / "memory.max").write_text(limit)
-        assert available_bytes() == expected
-    for limit in ("max\n", "what\n", f"{10**18}\n"):
-        (tmp_path / "memory.max").write_text(limit)
-        assert available_bytes() == pytest.approx(free, rel=0.5)
-
-
-def test_a_process_may_not_allocate_more_than_its_limit_of_data():
-    script = (
-        "import resource; from pathlib import Path; from hyperrbp import meter\n"
-        "free = meter.available_bytes()\n"
-        "resource.setrlimit(resource.RLIMIT_DATA, (free // 2, free // 2))\n"
-        "print(free, meter.available_bytes())"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    free, limited = map(int, done.stdout.split())
-    assert 0 < limited <= free // 2
 
 
 @pytest.mark.parametrize("seconds", [2.0, 8.0])

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
+import psutil
 import pytest
 import torch
 from processes import live
@@ -10,7 +14,8 @@ from systems import small_training_run
 from hyperrbp import AdamSettings, Averaging, GradientSettings, descend, hypergradient
 from hyperrbp.hypergradients import METHODS, method_class
 from hyperrbp.hypergradients.implicit import ImplicitMethod
-from hyperrbp.runtime.metering import LiveBytes, PhaseMeter, SavedBytes
+from hyperrbp.runtime import metering
+from hyperrbp.runtime.metering import LiveBytes, PhaseMeter, SavedBytes, available_bytes
 
 SOLVERS = sorted(n for n in METHODS if issubclass(method_class(n), ImplicitMethod))
 
@@ -141,3 +146,33 @@ def test_metering_changes_no_bit(name):
     assert set(meter.seconds) == {"inner run", "meta-gradient"}
     assert all(seconds > 0 for seconds in meter.seconds.values())
     assert all(peaks["process"] > 10_000_000 for peaks in meter.peak_bytes.values())
+
+
+def test_available_bytes_are_some_of_all():
+    assert 0 < available_bytes() <= psutil.virtual_memory().total
+
+
+def test_a_container_limits_what_is_available(tmp_path, monkeypatch):
+    monkeypatch.setattr(metering, "_CGROUP", tmp_path)
+    free = available_bytes()
+    assert free > 600_000
+    (tmp_path / "memory.current").write_text("400000\n")
+    for limit, expected in (("1000000\n", 600_000), ("400000\n", 0), ("300000\n", 0)):
+        (tmp_path / "memory.max").write_text(limit)
+        assert available_bytes() == expected
+    for limit in ("max\n", "what\n", f"{10**18}\n"):
+        (tmp_path / "memory.max").write_text(limit)
+        assert available_bytes() == pytest.approx(free, rel=0.5)
+
+
+def test_a_process_may_not_allocate_more_than_its_limit_of_data():
+    script = (
+        "import resource; from pathlib import Path; from hyperrbp.runtime import metering\n"
+        "free = metering.available_bytes()\n"
+        "resource.setrlimit(resource.RLIMIT_DATA, (free // 2, free // 2))\n"
+        "print(free, metering.available_bytes())"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    free, limited = map(int, done.stdout.split())
+    assert 0 < limited <= free // 2
