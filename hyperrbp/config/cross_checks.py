@@ -16,13 +16,15 @@ from hyperrbp.config.schema import BaseRecipe
 from hyperrbp.config.sections import ADAM, AUTO, DataSection, HypergradientSection, ModelSection
 from hyperrbp.config.validation import option_faults
 from hyperrbp.data import sources
-from hyperrbp.data.builtin import SOURCES
+from hyperrbp.data.torchvision_catalog import SPLITS, TORCHVISION_SETS
+from hyperrbp.data.builtin import BUILTIN_SETS
 from hyperrbp.data.citation_networks import NETWORKS
 from hyperrbp.hypergradients import METHODS, Averaging, method_class
 from hyperrbp.hypergradients.implicit import ImplicitMethod
 from hyperrbp.problems.losses import AUTO as AUTO_LOSS
 from hyperrbp.problems.losses import LOSSES
-from hyperrbp.problems.networks import MODELS, TORCHVISION, wanted_inputs
+from hyperrbp.problems.networks import MODELS, wanted_inputs
+from hyperrbp.runtime.user_code import TORCHVISION
 from hyperrbp.problems.penalties import PENALTIES
 from hyperrbp.runtime import user_code
 from hyperrbp.runtime.suggestions import not_one_of, shown
@@ -78,12 +80,12 @@ def _(recipe: EquilibriumRecipe) -> Iterator[KeyFault]:
 def _(recipe: HopfieldRecipe) -> Iterator[KeyFault]:
     yield from cross_check.dispatch(EquilibriumRecipe)(recipe)
     data = recipe.data
-    if data.name not in SOURCES:
-        yield ("data", "name"), not_one_of(data.name, SOURCES)
-    elif data.images > SOURCES[data.name].classes:
+    if data.name not in BUILTIN_SETS:
+        yield ("data", "name"), not_one_of(data.name, BUILTIN_SETS)
+    elif data.images > BUILTIN_SETS[data.name].classes:
         yield (
             ("data", "images"),
-            f"expected at most the {SOURCES[data.name].classes} classes of {data.name},"
+            f"expected at most the {BUILTIN_SETS[data.name].classes} classes of {data.name},"
             f" got {data.images}",
         )
     if recipe.training.batch_size > data.images:
@@ -112,38 +114,38 @@ class _NoOptions:
 
 def _data(data: DataSection) -> Iterator[KeyFault]:
     at = ("data", "options")
-    if data.name in SOURCES:
+    if data.name in BUILTIN_SETS:
         yield from option_faults(_NoOptions, data.options, at)
         return
     kind = sources.kind_of(data.name)
     if kind is None:
-        choices = f"{not_one_of(data.name, SOURCES)}; or {', '.join(sources.KINDS)}"
+        choices = f"{not_one_of(data.name, BUILTIN_SETS)}; or {', '.join(sources.SOURCE_KINDS)}"
         yield ("data", "name"), choices
         return
     options = dict(data.options)
     if kind == "torchvision:NAME":
-        yield from _torchvision(data.name.removeprefix(sources.TORCHVISION), options)
+        yield from _torchvision(data.name.removeprefix(TORCHVISION), options)
     if kind != "file.py:function":
-        yield from option_faults(sources.KINDS[kind], options, at)
+        yield from option_faults(sources.SOURCE_KINDS[kind], options, at)
 
 
 def _torchvision(name: str, options: dict[str, Any]) -> Iterator[KeyFault]:
     """Check a data set of torchvision; a split that it does not have leaves ``options``."""
     at = ("data", "options", "split")
-    if name not in sources.TORCHVISION_SETS:
-        yield ("data", "name"), not_one_of(name, sources.TORCHVISION_SETS)
-    elif name not in sources.SPLITS and (split := options.pop("split", None)) is not None:
-        having = ", ".join(sources.SPLITS)
+    if name not in TORCHVISION_SETS:
+        yield ("data", "name"), not_one_of(name, TORCHVISION_SETS)
+    elif name not in SPLITS and (split := options.pop("split", None)) is not None:
+        having = ", ".join(SPLITS)
         yield at, f"only {having} has one, {name} none; got {shown(split)}"
-    elif name in sources.SPLITS and options.get("split") is None:
-        splits = ", ".join(sources.SPLITS[name])
+    elif name in SPLITS and options.get("split") is None:
+        splits = ", ".join(SPLITS[name])
         yield at, f"{name} is several sets; expected one of {splits}"
 
 
 def _sizes(recipe: Recipe) -> Iterator[KeyFault]:
     """Check the sizes for a data set of known size; others are measured when they are read."""
     data = recipe.data
-    source = SOURCES.get(data.name)
+    source = BUILTIN_SETS.get(data.name)
     known = data.train_examples if source is None else source.train_examples
     if known is None:
         return

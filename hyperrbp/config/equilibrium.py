@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from hyperrbp.config.schema import BaseRecipe, Section
-from hyperrbp.data.builtin import SOURCES
+from hyperrbp.data.builtin import BUILTIN_SETS
 from hyperrbp.data.citation_networks import NETWORKS
 from hyperrbp.hypergradients import METHODS
 from hyperrbp.problems.penalties import PENALTIES
@@ -74,7 +74,7 @@ class EquilibriumRecipe(BaseRecipe):
 class MemoryData(Section):
     """The images that the memory stores."""
 
-    name: str = Field("mnist", description="data set: " + ", ".join(SOURCES))
+    name: str = Field("mnist", description="data set: " + ", ".join(BUILTIN_SETS))
     images: int = Field(
         10,
         ge=1,

@@ -1,4 +1,4 @@
-"""The recipes that come with the tool."""
+"""Presets: the recipes that come with the tool."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 
 
 def folder() -> Path:
-    """Where the built-in recipes lie: inside an installed package, beside it in a checkout."""
+    """Return the folder of the presets: in an installed package, or at the top of a checkout."""
     installed = _PACKAGE / "recipes"
     return installed if installed.is_dir() else _PACKAGE.parent / "recipes"
 
 
 def names() -> list[str]:
-    """The built-in recipes, by name."""
+    """List the names of the presets."""
     return sorted(path.stem for path in folder().glob("*.yaml"))
 
 
 def built_in(name: str) -> Path:
-    """The file of a built-in recipe."""
+    """Return the file of a preset."""
     return folder() / f"{name}.yaml"
 
 
 def find(recipe: str) -> Path:
-    """The file of a recipe given as a path, a run folder, or a built-in name.
+    """Return the file of a recipe that is given as a path, a run folder, or a preset's name.
 
     Raises:
-        UsageError: if there is no such recipe, with the nearest name.
+        UsageError: if there is no such recipe; it names the nearest one.
     """
     path = Path(recipe)
     try:
@@ -55,7 +55,7 @@ def find(recipe: str) -> Path:
 
 
 def summary(path: Path) -> str:
-    """The first sentence of the comment that a recipe opens with, after its command."""
+    """Return the first sentence of the comment at the top of a recipe, after its command."""
     lines: list[str] = []
     for line in path.read_text(encoding="utf-8").splitlines()[1:]:
         text = line.removeprefix("#").strip()

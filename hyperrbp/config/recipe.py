@@ -18,7 +18,7 @@ from hyperrbp.config.sections import (
     RecordSection,
 )
 from hyperrbp.data import sources
-from hyperrbp.data.builtin import SOURCES
+from hyperrbp.data.builtin import BUILTIN_SETS
 from hyperrbp.runtime import user_code
 
 
@@ -48,7 +48,7 @@ class Recipe(BaseRecipe):
     def located(self, folder: Callable[[str], Path]) -> Self:
         """Return the same recipe with absolute paths; see :meth:`BaseRecipe.located`."""
         data, model, inner = self.data, self.model, self.inner
-        if data.name not in SOURCES:
+        if data.name not in BUILTIN_SETS:
             name = sources.located(data.name, folder("data.name"))
             data = data.model_copy(update={"name": name})
         if user_code.is_code(model.name):

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from hyperrbp.config.schema import Section
-from hyperrbp.data.builtin import SOURCES
+from hyperrbp.data.builtin import BUILTIN_SETS
 from hyperrbp.hypergradients import METHODS
 from hyperrbp.problems.losses import AUTO as AUTO_LOSS
 from hyperrbp.problems.losses import LOSSES
@@ -26,7 +26,7 @@ class DataSection(Section):
     name: str = Field(
         "digits",
         description="data set: "
-        + ", ".join(SOURCES)
+        + ", ".join(BUILTIN_SETS)
         + "; or your own, relative to the recipe: file.npz, folder/ of images, torchvision:NAME, or"
         " code that returns ((x, y), (x, y)): file.py:function, package.module:function",
     )

@@ -1,12 +1,18 @@
-"""YAML as a recipe takes it: plain values, the numbers of a scientist, and the line of every key.
+"""Reads the YAML of recipes: plain values, numbers as scientists write them, the line of every key.
 
-Nothing is executed or built from a tag; duplicate keys, aliases and endless nesting are faults.
+Tags run or build nothing; duplicate keys, aliases and endless nesting are faults.
+
+This stays a thin layer on PyYAML. yamlcore would replace the rules for numbers and booleans alone,
+and read 0x10 and 0o10 as numbers, too; ruamel.yaml finds duplicate keys and keeps line numbers, but
+takes aliases and tags; StrictYAML wants a schema of its own beside pydantic's, and ruamel.yaml
+inside.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
@@ -14,23 +20,23 @@ import yaml
 from hyperrbp.config.keys import KeyPath, dotted
 from hyperrbp.exceptions import Fault, RecipeError
 
-_DEEPEST = 20  # levels of nesting, and
-_LONGEST = 300  # digits of a whole number, which a float can hold: both far beyond any use
+# Both far beyond any use:
+_MAX_DEPTH = 20  # levels of nesting
+_MAX_DIGITS = 300  # of a whole number; a float can still hold it
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with the numbers of a scientist: 1e-3, .5 and 1E5 are numbers, 010 is ten, yes is text.
+    """Reads 1e-3, .5 and 1E5 as numbers, 010 as ten, and yes as text.
 
-    (YAML 1.1, which PyYAML reads otherwise, takes the first for text, the second to last for eight
-    and the last for true.)
+    PyYAML itself follows YAML 1.1, in which 1e-3 is text, 010 is eight, and yes is true.
     """
 
-    yaml_implicit_resolvers = {}  # noqa: RUF012  # PyYAML's own way: a registry a class
+    yaml_implicit_resolvers = {}  # noqa: RUF012  # PyYAML keeps one a class
     _depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """The next value and all inside it, unless that never ends."""
-        if self._depth > _DEEPEST:
+        """Read the next value and all inside it; an endless nesting is an error."""
+        if self._depth > _MAX_DEPTH:
             mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
             raise yaml.composer.ComposerError(None, None, "nested too deeply", mark)
         self._depth += 1
@@ -48,7 +54,7 @@ def _plain_float(loader: _Loader, node: yaml.ScalarNode) -> float:
 
 
 class _Dumper(yaml.SafeDumper):
-    """YAML that both these rules and those of YAML 1.1 read back as it was meant."""
+    """Writes what these rules and those of YAML 1.1 both read back as it was meant."""
 
 
 for _tag, _pattern in {
@@ -66,8 +72,19 @@ _Loader.add_constructor("tag:yaml.org,2002:float", _plain_float)
 
 
 def load(text: str, source: str, at: KeyPath = ()) -> tuple[Any, dict[KeyPath, int]]:
-    """The value of a YAML text, and the line of every key in it; ``at`` is where it will stand."""
-    lines: dict[KeyPath, int] = {}
+    """Read a YAML text.
+
+    Args:
+        text: the YAML.
+        source: what a fault calls it.
+        at: the key under which the value will stand.
+
+    Returns:
+        the value, and the line of every key in it.
+
+    Raises:
+        RecipeError: if it is not YAML, or uses more of YAML than a recipe may.
+    """
 
     def invalid(line: int | None, problem: str) -> RecipeError:
         return RecipeError([Fault(source, line, "", f"not valid YAML: {problem}")])
@@ -76,28 +93,29 @@ def load(text: str, source: str, at: KeyPath = ()) -> tuple[Any, dict[KeyPath, i
         loader = _Loader(text)
         node = loader.get_single_node()
         if node is None:
-            return None, lines
-        if faults := list(_survey(loader, node, at, lines, set(), source)):
+            return None, {}
+        survey = _Survey(loader, source)
+        if faults := list(survey.faults(node, at)):
             raise RecipeError(faults)
-        return loader.construct_document(node), lines
+        return loader.construct_document(node), survey.lines
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         character = f"U+{ord(text[error.position]):04X}"
         raise invalid(line, f"the character {character} is not allowed") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
-        raise invalid(mark.line + 1 if mark else None, _plainly(error)) from None
+        raise invalid(mark.line + 1 if mark else None, _in_plain_words(error)) from None
 
 
-def _plainly(error: yaml.MarkedYAMLError) -> str:
+def _in_plain_words(error: yaml.MarkedYAMLError) -> str:
     problem = error.problem or str(error)
-    for jargon, plain in _PLAINER.items():
+    for jargon, plain in _PLAIN_WORDS.items():
         if jargon in problem:
             return plain
     return problem.replace("'<stream end>'", "the end").replace("'<scalar>'", "more text")
 
 
-_PLAINER = {
+_PLAIN_WORDS = {
     "could not find expected ':'": "expected 'key: value'",
     "mapping values are not allowed here": "a ':' is not allowed here; check the indentation, or"
     " quote the text",
@@ -109,49 +127,59 @@ _PLAINER = {
 }
 
 
-def _survey(
-    loader: _Loader,
-    node: yaml.Node,
-    at: KeyPath,
-    lines: dict[KeyPath, int],
-    seen: set[int],
-    source: str,
-) -> Iterator[Fault]:
-    """Notes the line of every key; finds what of YAML a recipe does not take."""
-    line = lines.get(at, node.start_mark.line + 1)
+@dataclass
+class _Survey:
+    """Collects the line of every key, and finds what a recipe may not use of YAML."""
 
-    def fault(message: str, at: KeyPath = at, line: int = line) -> Fault:
-        return Fault(source, line, dotted(at), message)
+    loader: _Loader
+    source: str
+    lines: dict[KeyPath, int] = field(default_factory=dict)
+    _seen: set[int] = field(default_factory=set)
 
-    plain = isinstance(node, yaml.ScalarNode) and node.style is None
-    if id(node) in seen:
-        yield fault("anchors and aliases are not supported; write the value again")
-        return
-    seen.add(id(node))
-    # With a tag, YAML would make of a value what its text does not say.
-    untagged = loader.resolve(type(node), node.value, (plain, not plain))  # type: ignore[no-untyped-call]
-    if node.tag != untagged:
-        tag = node.tag.replace("tag:yaml.org,2002:", "!!")
-        yield fault(f"the tag {tag} is not supported; write the plain value")
-    elif isinstance(node, yaml.SequenceNode):
-        for i, item in enumerate(node.value):
-            lines[(*at, i)] = max(line, item.start_mark.line + 1)  # an alias stands where it points
-            yield from _survey(loader, item, (*at, i), lines, seen, source)
-    elif isinstance(node, yaml.MappingNode):
+    def faults(self, node: yaml.Node, at: KeyPath) -> Iterator[Fault]:
+        """Go through a value, and yield what is wrong with it."""
+        line = self.lines.get(at, node.start_mark.line + 1)
+        if id(node) in self._seen:
+            message = "anchors and aliases are not supported; write the value again"
+            yield self._fault(at, line, message)
+            return
+        self._seen.add(id(node))
+        if self._is_tagged(node):
+            tag = node.tag.replace("tag:yaml.org,2002:", "!!")
+            yield self._fault(at, line, f"the tag {tag} is not supported; write the plain value")
+        elif isinstance(node, yaml.SequenceNode):
+            for i, item in enumerate(node.value):
+                # An alias has the line of what it stands for, which comes before it.
+                self.lines[(*at, i)] = max(line, item.start_mark.line + 1)
+                yield from self.faults(item, (*at, i))
+        elif isinstance(node, yaml.MappingNode):
+            yield from self._mapping(node, at)
+        elif node.tag == "tag:yaml.org,2002:int" and len(node.value) > _MAX_DIGITS:
+            yield self._fault(at, line, f"a number of {len(node.value)} digits is too long")
+
+    def _mapping(self, node: yaml.MappingNode, at: KeyPath) -> Iterator[Fault]:
         for key, value in node.value:
+            line = key.start_mark.line + 1
             if not isinstance(key, yaml.ScalarNode) or key.tag != "tag:yaml.org,2002:str":
                 got = key.value if isinstance(key, yaml.ScalarNode) else "a list or mapping"
-                yield fault(f"expected text for a key, got {got}", line=key.start_mark.line + 1)
+                yield self._fault(at, line, f"expected text for a key, got {got}")
                 continue
-            here, line = (*at, key.value), key.start_mark.line + 1
-            if here in lines:
-                yield fault(f"duplicate key, first on line {lines[here]}", here, line)
-            lines.setdefault(here, line)
-            yield from _survey(loader, value, here, lines, seen, source)
-    elif node.tag == "tag:yaml.org,2002:int" and len(node.value) > _LONGEST:
-        yield fault(f"a number of {len(node.value)} digits is too long")
+            here = (*at, key.value)
+            if here in self.lines:
+                yield self._fault(here, line, f"duplicate key, first on line {self.lines[here]}")
+            self.lines.setdefault(here, line)
+            yield from self.faults(value, here)
+
+    def _is_tagged(self, node: yaml.Node) -> bool:
+        """Return whether a tag makes a value something else than its text."""
+        plain = isinstance(node, yaml.ScalarNode) and node.style is None
+        untagged = self.loader.resolve(type(node), node.value, (plain, not plain))  # type: ignore[no-untyped-call]
+        return bool(node.tag != untagged)
+
+    def _fault(self, at: KeyPath, line: int, message: str) -> Fault:
+        return Fault(self.source, line, dotted(at), message)
 
 
 def dump(content: Mapping[str, Any]) -> str:
-    """A text that reads back to the same content, here and in other readers of YAML."""
+    """Write YAML that reads back to the same content, here and in other readers of YAML."""
     return yaml.dump(dict(content), Dumper=_Dumper, sort_keys=False, allow_unicode=True)

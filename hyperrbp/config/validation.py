@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import re
@@ -14,7 +13,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from hyperrbp.config.keys import KeyFault, KeyPath, dotted
-from hyperrbp.runtime.suggestions import not_one_of, shown
+from hyperrbp.runtime.suggestions import did_you_mean, not_one_of, shown
 
 
 def faults(error: ValidationError, root: type[BaseModel]) -> list[KeyFault]:
@@ -59,7 +58,7 @@ def _explain(error: ErrorDetails, known: type[BaseModel] | list[str]) -> KeyFaul
     at, kind, got = tuple(error["loc"]), error["type"], error["input"]
     context = error.get("ctx", {})
     if kind in ("extra_forbidden", "unexpected_keyword_argument"):
-        return at, f"unknown key; {_nearest(at, known)}"
+        return at, f"unknown key{_hint(at, known)}"
     if kind == "literal_error":
         choices = re.findall(r"'([^']*)'|\b(\d+)\b", context["expected"])
         return at, not_one_of(got, [text or number for text, number in choices])
@@ -95,21 +94,21 @@ _EXPECTED = {
 }
 
 
-def _nearest(at: KeyPath, known: type[BaseModel] | list[str]) -> str:
-    """Return what someone who wrote an unknown key may have meant."""
+def _hint(at: KeyPath, known: type[BaseModel] | list[str]) -> str:
+    """Return what someone who wrote an unknown key may have meant, after a semicolon."""
     *section, key = map(str, at)
     here = known if isinstance(known, list) else _keys(known, at[:-1])
     if not isinstance(known, list):
         everywhere = list(_all_keys(known))
         if dotted((*section, key)) in everywhere:
             parent, _, leaf = key.rpartition(".")
-            return f"in a recipe, write {leaf} inside {parent}"
+            return f"; in a recipe, write {leaf} inside {parent}"
         if meant := [path for path in everywhere if path.split(".")[-1] == key]:
             places = [path if "." in path else f"{path} at the top level" for path in meant]
-            return f"did you mean {' or '.join(places)}?"
-    if near := difflib.get_close_matches(key, here, n=1, cutoff=0.5):
-        return f"did you mean {near[0]}?"
-    return f"expected one of {', '.join(here)}" if here else "there are no options here"
+            return f"; did you mean {' or '.join(places)}?"
+    if not here:
+        return "; there are no options here"
+    return did_you_mean(key, here, cutoff=0.5) or f"; expected one of {', '.join(here)}"
 
 
 def _keys(root: type[BaseModel], at: KeyPath) -> list[str]:
