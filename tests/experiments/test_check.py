@@ -9,6 +9,7 @@ import pytest
 import torch
 from commands import assert_refused, run
 from factories import tuning_text
+from runs import as_json
 from systems import small_training_run
 
 from hyperrbp.cli.exit_codes import EXIT_CODES, NOT_TRUSTED
@@ -29,7 +30,7 @@ from hyperrbp.runtime.metering import LiveBytes, SavedBytes
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "tiny.yaml").write_text(tuning_text())
+    (tmp_path / "tiny.yaml").write_text(tuning_text(data={"name": "digits"}))
 
 
 def records(folder):
@@ -214,7 +215,7 @@ def test_a_training_run_in_another_precision_is_the_same_run():
 
 def tiny(**changes):
     overrides = [("--set", key.replace("__", "."), value) for key, value in changes.items()]
-    return parse(tuning_text(), overrides=overrides)
+    return parse(tuning_text(data={"name": "digits"}), overrides=overrides)
 
 
 def test_every_meta_step_says_what_its_gradient_is_worth(tmp_path):
@@ -229,8 +230,10 @@ def test_every_meta_step_says_what_its_gradient_is_worth(tmp_path):
 
 
 def test_every_so_often_the_gradient_is_examined_in_full(tmp_path):
-    plain = tune_recipe(tiny(meta__steps=4), tmp_path / "plain")
-    checked = tune_recipe(tiny(meta__steps=4, gradient__check_every=2), tmp_path / "checked")
+    plain = as_json(tune_recipe(tiny(meta__steps=4), tmp_path / "plain"))
+    checked = as_json(
+        tune_recipe(tiny(meta__steps=4, gradient__check_every=2), tmp_path / "checked")
+    )
     found = records(tmp_path / "checked")
     assert [n for n, record in enumerate(found) if "check" in record] == [0, 2]
     assert found[0]["check"]["agreement"]["cosine"] is not None
@@ -248,13 +251,13 @@ GROWING = {
 
 
 def test_a_warning_is_given_once_also_after_a_resume(tmp_path):
-    found = tune_recipe(tiny(**GROWING), tmp_path / "run")
+    found = as_json(tune_recipe(tiny(**GROWING), tmp_path / "run"))
     statuses = [record.get("status") for record in records(tmp_path / "run")[:-1]]
     assert statuses == ["growing"] * 3
     (warning,) = found["warnings"]
     assert warning.startswith("meta step 0: the gradient is growing: the terms of the series grow")
     assert "--cut-growing" in warning
-    more = tune_recipe(tiny(**GROWING | {"meta__steps": 5}), tmp_path / "run", resume=True)
+    more = as_json(tune_recipe(tiny(**GROWING | {"meta__steps": 5}), tmp_path / "run", resume=True))
     assert more["warnings"] == [warning]
 
 
@@ -268,14 +271,16 @@ def test_a_growing_series_is_cut_when_asked(tmp_path):
 
 
 def test_auto_takes_the_exact_gradient_where_nothing_is_much_cheaper(tmp_path):
-    found = tune_recipe(tiny(gradient__method="auto", gradient__trunc=5), tmp_path / "run")
+    found = as_json(tune_recipe(tiny(gradient__method="auto", gradient__trunc=5), tmp_path / "run"))
     (choice,) = found["choices"]
     # Five products, at three gradients each, and six updates are more than half of five times six.
     assert choice["label"] == "bptt keep=checkpoints"
     assert choice["why"].startswith("it costs only 1.") or "no other" in choice["why"]
-    exact = tune_recipe(
-        tiny(gradient__method="bptt", gradient__options={"bptt": {"keep": "checkpoints"}}),
-        tmp_path / "exact",
+    exact = as_json(
+        tune_recipe(
+            tiny(gradient__method="bptt", gradient__options={"bptt": {"keep": "checkpoints"}}),
+            tmp_path / "exact",
+        )
     )
     assert found["hyperparameters"] == exact["hyperparameters"]
 
@@ -316,9 +321,9 @@ def test_auto_chooses_again_every_so_often_and_remembers_in_between():
 
 def test_auto_goes_on_as_it_would_have(tmp_path):
     wanted = {"gradient__method": "auto", "gradient__check_every": 3}
-    whole = tune_recipe(tiny(meta__steps=5, **wanted), tmp_path / "whole")
+    whole = as_json(tune_recipe(tiny(meta__steps=5, **wanted), tmp_path / "whole"))
     tune_recipe(tiny(meta__steps=2, **wanted), tmp_path / "parts")
-    parts = tune_recipe(tiny(meta__steps=5, **wanted), tmp_path / "parts", resume=True)
+    parts = as_json(tune_recipe(tiny(meta__steps=5, **wanted), tmp_path / "parts", resume=True))
     for key in ("hyperparameters", "meta_loss", "choices"):
         assert parts[key] == whole[key]
     for one, other in zip(records(tmp_path / "whole"), records(tmp_path / "parts"), strict=True):

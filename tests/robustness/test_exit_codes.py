@@ -171,11 +171,11 @@ def ended(folder: Path, row: Row) -> tuple[int, str, str]:
 def tuned(tmp_path_factory) -> Path:
     """A finished run."""
     folder = tmp_path_factory.mktemp("tuned")
-    (folder / "tiny.yaml").write_text(tuning_text())
+    (folder / "tiny.yaml").write_text(tuning_text(data={"name": "digits"}))
     (folder / "memory.yaml").write_text(memory_text())
     (folder / "bad.yaml").write_text("sead: 1\n")
     (folder / "begun").mkdir()
-    (folder / "begun" / "recipe.yaml").write_text(tuning_text())
+    (folder / "begun" / "recipe.yaml").write_text(tuning_text(data={"name": "digits"}))
     row = Row(0, ["tune", "tiny.yaml", "--out", "tuned"], "")
     assert ended(folder, row)[0] == 0
     return folder

@@ -290,10 +290,13 @@ def test_every_command_refuses_a_folder_in_use(tmp_path, verb, new):
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("cell", [CompareSpec, TuneSpec, TrainSpec])
-def test_a_cell_of_a_reproduction_refuses_a_folder_in_use(tmp_path, spec):
+@pytest.mark.parametrize("spec", [CompareSpec, TuneSpec, TrainSpec])
+def test_a_run_spec_of_a_reproduction_refuses_a_folder_in_use(tmp_path, spec):
     """Two reproductions in one folder: the second is told whose the spec is. Breaks if it runs."""
     text = MEMORY if spec is TrainSpec else TUNING
-    one = spec("cell", parse_any(text))
-    with held_elsewhere(tmp_path / "cell") as owner, pytest.raises(LockError, match=f" {owner} "):
+    one = spec("reproduced", parse_any(text))
+    with (
+        held_elsewhere(tmp_path / "reproduced") as owner,
+        pytest.raises(LockError, match=f" {owner} "),
+    ):
         one.outcome(tmp_path, Plan(quick=True, device="cpu"), Watch())
