@@ -16,18 +16,18 @@ from hyperrbp.config.schema import BaseRecipe
 from hyperrbp.config.sections import ADAM, AUTO, DataSection, HypergradientSection, ModelSection
 from hyperrbp.config.validation import option_faults
 from hyperrbp.data import sources
-from hyperrbp.data.torchvision_catalog import SPLITS, TORCHVISION_SETS
 from hyperrbp.data.builtin import BUILTIN_SETS
 from hyperrbp.data.citation_networks import NETWORKS
+from hyperrbp.data.torchvision_catalog import SPLITS, TORCHVISION_SETS
 from hyperrbp.hypergradients import METHODS, Averaging, method_class
 from hyperrbp.hypergradients.implicit import ImplicitMethod
 from hyperrbp.problems.losses import AUTO as AUTO_LOSS
 from hyperrbp.problems.losses import LOSSES
 from hyperrbp.problems.networks import MODELS, wanted_inputs
-from hyperrbp.runtime.user_code import TORCHVISION
 from hyperrbp.problems.penalties import PENALTIES
 from hyperrbp.runtime import user_code
 from hyperrbp.runtime.suggestions import not_one_of, shown
+from hyperrbp.runtime.user_code import TORCHVISION
 
 
 @singledispatch
