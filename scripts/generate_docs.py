@@ -63,8 +63,10 @@ def cli() -> str:
         raise RuntimeError(done.stderr)
     text = re.sub(r"\A# `hyperrbp`\n", "", done.stdout).replace("{RECIPE}", "RECIPE")
     text = re.sub(r"\*\*Commands\*\*:\n\n(\* .*\n)+", "", text)  # listed on the right of the page
+    text = re.sub(r"Exit codes:\n\n(- .*\n)+", "", text)  # they have a page
     # Examples are paragraphs that begin with the command.
-    return re.sub(r"^hyperrbp (?=\w+ \S)(.*)$", r"    hyperrbp \1", text, flags=re.MULTILINE)
+    text = re.sub(r"^hyperrbp (?=\w+ \S)(.*)$", r"    hyperrbp \1", text, flags=re.MULTILINE)
+    return re.sub(r"^(    hyperrbp .*\n)\n(?=    hyperrbp )", r"\1", text, flags=re.MULTILINE)
 
 
 def exit_codes() -> str:
@@ -383,7 +385,7 @@ def about(room: str) -> str:
     """Take the first sentence of a room's docstring."""
     source = (PACKAGE / room / "__init__.py").read_text(encoding="utf-8")
     text = " ".join((ast.get_docstring(ast.parse(source)) or "").partition("\n\n")[0].split())
-    return re.split(r"(?<=\.)\s", text)[0].replace("``", "")
+    return re.split(r"(?<=\.)(?<!al\.)\s", text)[0].replace("``", "")
 
 
 def rooms_table() -> str:
@@ -392,7 +394,7 @@ def rooms_table() -> str:
     return table(["room", "what lives there"], rows)
 
 
-WIDTH, HEIGHT, GAP, LEFT = 560, 48, 26, 20
+WIDTH, HEIGHT, GAP, LEFT = 700, 48, 26, 20
 
 
 def architecture() -> str:
@@ -434,8 +436,8 @@ _SVG = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}"
 
 def _box(room: str, y: int) -> str:
     sentence = about(room)
-    if len(sentence) > 84:
-        sentence = sentence[:84].rsplit(" ", 1)[0] + " …"
+    if len(sentence) > 110:
+        sentence = sentence[:110].rsplit(" ", 1)[0] + " …"
     return (
         f'<rect x="{LEFT}" y="{y}" width="{WIDTH}" height="{HEIGHT}" rx="6" class="box"/>\n'
         f'<text x="{LEFT + 12}" y="{y + 20}" class="room">{room}</text>\n'

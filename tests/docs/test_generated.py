@@ -14,7 +14,7 @@ from hyperrbp.cli.app import app
 from hyperrbp.cli.exit_codes import EXIT_CODES
 from hyperrbp.config import presets
 from hyperrbp.config.hyperparameters import HORIZONS
-from hyperrbp.config.recipe import read_any
+from hyperrbp.config.loading import read_any
 from hyperrbp.hypergradients import METHODS, method_class
 from hyperrbp.hypergradients.diagnostics.verdict import Verdict
 from hyperrbp.hypergradients.method import Horizon, Status
