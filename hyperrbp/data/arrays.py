@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hyperrbp.data.batches import Batch
-from hyperrbp.data.builtin import DataSet
+from hyperrbp.data.data_set import DataSet
 from hyperrbp.exceptions import DataError
 from hyperrbp.runtime.randomness import generator
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hyperrbp.data.data_set import DataSet
 from hyperrbp.exceptions import DataError, MissingDataError
 from hyperrbp.runtime import downloads
 from hyperrbp.runtime.downloads import Digest, RemoteFile
@@ -23,23 +24,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class DataSet:
-    """A part to train on, and one held out.
-
-    Of a built-in set: inputs of shape (B, features) in [0, 1], float32, and classes of shape (B,),
-    int64. The user's own have shapes and values of their own, and where the order of ``train`` is
-    not theirs, its ``rows`` are their numbers.
-    """
-
-    train: Batch
-    heldout: Batch
-
-
-@dataclass(frozen=True)
-class Source:
+class BuiltinSet:
     """A data set by name, and what is known of it before it is read."""
 
-    load: Callable[[Path, bool], DataSet]  # (data root, whether to download)
+    read: Callable[[Path, bool], DataSet]  # (data root, whether to download)
     train_examples: int
     features: int
     classes: int
@@ -62,24 +50,24 @@ def data_root(given: Path | None = None) -> Path:
     return Path(platformdirs.user_cache_dir("hyperrbp"))
 
 
-def load(name: str, root: Path, *, download: bool = False) -> DataSet:
-    """The data set called ``name`` (one of SOURCES).
+def load_builtin_set(name: str, root: Path, *, download: bool = False) -> DataSet:
+    """The data set called ``name`` (one of BUILTIN_SETS).
 
     Raises:
         DataError: if it is missing, damaged, or not what its name promises.
     """
-    source = SOURCES[name]
-    data = source.load(root, download)
+    known = BUILTIN_SETS[name]
+    data = known.read(root, download)
     for part in (data.train, data.heldout):
         if len(part) == 0:
             raise DataError(f"data set '{name}' in {root}: no examples")
-        if part.inputs.shape != (len(part.targets), source.features):
+        if part.inputs.shape != (len(part.targets), known.features):
             raise DataError(
                 f"data set '{name}' in {root}: {tuple(part.inputs.shape)} inputs for"
-                f" {len(part.targets)} labels; expected {source.features} features"
+                f" {len(part.targets)} labels; expected {known.features} features"
             )
-        if not 0 <= int(part.targets.min()) <= int(part.targets.max()) < source.classes:
-            raise DataError(f"data set '{name}' in {root}: labels outside 0 … {source.classes - 1}")
+        if not 0 <= int(part.targets.min()) <= int(part.targets.max()) < known.classes:
+            raise DataError(f"data set '{name}' in {root}: labels outside 0 … {known.classes - 1}")
     return data
 
 
@@ -157,11 +145,11 @@ _MIRRORS = {
 """torchvision's own, where they speak https."""
 
 
-SOURCES: dict[str, Source] = {
-    "digits": Source(_digits, train_examples=1200, features=64, classes=10),
-    "mnist": Source(_torchvision("MNIST"), train_examples=60000, features=784, classes=10),
-    "fashion-mnist": Source(
+BUILTIN_SETS: dict[str, BuiltinSet] = {
+    "digits": BuiltinSet(_digits, train_examples=1200, features=64, classes=10),
+    "mnist": BuiltinSet(_torchvision("MNIST"), train_examples=60000, features=784, classes=10),
+    "fashion-mnist": BuiltinSet(
         _torchvision("FashionMNIST"), train_examples=60000, features=784, classes=10
     ),
-    "kmnist": Source(_torchvision("KMNIST"), train_examples=60000, features=784, classes=10),
+    "kmnist": BuiltinSet(_torchvision("KMNIST"), train_examples=60000, features=784, classes=10),
 }

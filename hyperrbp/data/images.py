@@ -11,7 +11,7 @@ from PIL import Image
 
 from hyperrbp.data import arrays
 from hyperrbp.data.batches import Batch
-from hyperrbp.data.builtin import DataSet
+from hyperrbp.data.data_set import DataSet
 from hyperrbp.exceptions import DataError, message_of
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}

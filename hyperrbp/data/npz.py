@@ -9,7 +9,7 @@ import numpy as np
 
 from hyperrbp.data import arrays
 from hyperrbp.data.batches import Batch
-from hyperrbp.data.builtin import DataSet
+from hyperrbp.data.data_set import DataSet
 from hyperrbp.exceptions import DataError, message_of
 from hyperrbp.runtime.suggestions import did_you_mean
 
@@ -18,7 +18,7 @@ _NAMES = {*_TRAIN, *_TEST, *_WHOLE}
 _COLORS = (1, 3, 4)
 
 
-def load(file: Path, heldout: float, channels: str | None) -> DataSet:
+def load_npz(file: Path, heldout: float, channels: str | None) -> DataSet:
     """Inputs in their own shape, images as (C, H, W) or (H, W); and targets as they are.
 
     Args:

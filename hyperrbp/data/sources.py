@@ -9,43 +9,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import Field
 
+from hyperrbp.data.torchvision_catalog import EmnistSplit
 from hyperrbp.exceptions import UsageError
 from hyperrbp.runtime import user_code
+from hyperrbp.runtime.user_code import TORCHVISION
 
 if TYPE_CHECKING:
-    from hyperrbp.data.builtin import DataSet
-
-TORCHVISION = "torchvision:"
-
-TORCHVISION_SETS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    **{
-        name: ({"train": True}, {"train": False})
-        for name in (
-            *("MNIST", "FashionMNIST", "KMNIST", "EMNIST", "QMNIST"),
-            *("USPS", "CIFAR10", "CIFAR100"),
-        )
-    },
-    **{
-        name: ({"split": "train"}, {"split": "test"})
-        for name in ("SVHN", "STL10", "GTSRB", "Flowers102", "DTD", "Food101")
-    },
-    "OxfordIIITPet": ({"split": "trainval"}, {"split": "test"}),
-}
-"""How each is asked for its two parts. Those that unpickle unverified files are not among them."""
-
-_Split = Literal["byclass", "bymerge", "balanced", "letters", "digits", "mnist"]
-SPLITS: dict[str, tuple[str, ...]] = {"EMNIST": get_args(_Split)}
-"""Those that are several sets, one of which the option ``split`` names."""
+    from hyperrbp.data.data_set import DataSet
 
 _HeldOut = Annotated[float, Field(gt=0, lt=1)]
 _Pixels = Annotated[int, Field(ge=1, le=4096)]
 
 
-class Kind(Protocol):
+class Source(Protocol):
     """A kind of data set with its options."""
 
     def load(self, name: str, root: Path, download: bool) -> DataSet:
@@ -68,10 +48,10 @@ class ArrayFile:
     """Where the colours of an image stand: (C, H, W) or (H, W, C)."""
 
     def load(self, name: str, root: Path, download: bool) -> DataSet:
-        """See :class:`Kind`."""
-        from hyperrbp.data.npz import load
+        """See :class:`Source`."""
+        from hyperrbp.data.npz import load_npz
 
-        return load(Path(name), self.heldout, self.channels)
+        return load_npz(Path(name), self.heldout, self.channels)
 
 
 @dataclass(frozen=True)
@@ -87,7 +67,7 @@ class ImageFolder:
     heldout: _HeldOut = 0.2
 
     def load(self, name: str, root: Path, download: bool) -> DataSet:
-        """See :class:`Kind`."""
+        """See :class:`Source`."""
         from hyperrbp.data.images import load_folder
 
         return load_folder(Path(name), self.size, self.colors, self.heldout)
@@ -101,15 +81,15 @@ class TorchvisionSet:
 
     size: _Pixels | None = None
     colors: Literal["gray", "rgb"] | None = None
-    split: _Split | None = None
+    split: EmnistSplit | None = None
     """Which of EMNIST's six sets; the others have one each."""
 
     def load(self, name: str, root: Path, download: bool) -> DataSet:
-        """See :class:`Kind`."""
-        from hyperrbp.data.torchvision_sets import load
+        """See :class:`Source`."""
+        from hyperrbp.data.torchvision_sets import load_torchvision_set
 
         kind = name.removeprefix(TORCHVISION)
-        return load(kind, root, download, self.size, self.colors, self.split)
+        return load_torchvision_set(kind, root, download, self.size, self.colors, self.split)
 
 
 @dataclass(frozen=True)
@@ -120,13 +100,13 @@ class Code:
     modules: user_code.Modules
 
     def load(self, name: str, root: Path, download: bool) -> DataSet:
-        """See :class:`Kind`."""
-        from hyperrbp.data.returned import load
+        """See :class:`Source`."""
+        from hyperrbp.data.from_code import load_from_code
 
-        return load(name, self.arguments, self.modules)
+        return load_from_code(name, self.arguments, self.modules)
 
 
-KINDS: dict[str, type[ArrayFile] | type[ImageFolder] | type[TorchvisionSet] | type[Code]] = {
+SOURCE_KINDS: dict[str, type[ArrayFile] | type[ImageFolder] | type[TorchvisionSet] | type[Code]] = {
     "file.npz": ArrayFile,
     "folder/": ImageFolder,
     "torchvision:NAME": TorchvisionSet,
@@ -136,7 +116,7 @@ KINDS: dict[str, type[ArrayFile] | type[ImageFolder] | type[TorchvisionSet] | ty
 
 
 def kind_of(name: str) -> str | None:
-    """The key of KINDS for a name, if it looks like one."""
+    """The key of SOURCE_KINDS for a name, if it looks like one."""
     if name.startswith(TORCHVISION):
         return "torchvision:NAME"
     if user_code.is_code(name):
@@ -146,7 +126,7 @@ def kind_of(name: str) -> str | None:
     return "folder/" if name.endswith("/") else None
 
 
-def of(name: str, options: Mapping[str, Any], modules: user_code.Modules) -> Kind:
+def source_of(name: str, options: Mapping[str, Any], modules: user_code.Modules) -> Source:
     """The data set that a name of one of the kinds means; ``modules`` has the code of one.
 
     Raises:
@@ -154,8 +134,8 @@ def of(name: str, options: Mapping[str, Any], modules: user_code.Modules) -> Kin
     """
     kind = kind_of(name)
     if kind is None:
-        raise UsageError(f"data set '{name}': expected {', '.join(KINDS)}")
-    return Code(options, modules) if kind == "file.py:function" else KINDS[kind](**options)
+        raise UsageError(f"data set '{name}': expected {', '.join(SOURCE_KINDS)}")
+    return Code(options, modules) if kind == "file.py:function" else SOURCE_KINDS[kind](**options)
 
 
 def located(name: str, folder: Path) -> str:

@@ -10,17 +10,17 @@ import torch
 
 from hyperrbp.data import arrays
 from hyperrbp.data.batches import Batch
-from hyperrbp.data.builtin import SOURCES, DataSet
-from hyperrbp.data.builtin import load as load_built_in
+from hyperrbp.data.builtin import BUILTIN_SETS, load_builtin_set
+from hyperrbp.data.data_set import DataSet
 from hyperrbp.data.images import Pixels, stacked
-from hyperrbp.data.sources import TORCHVISION_SETS
+from hyperrbp.data.torchvision_catalog import TORCHVISION_SETS
 from hyperrbp.exceptions import DataError, message_of
 
 _BUILT_IN = {"MNIST": "mnist", "FashionMNIST": "fashion-mnist", "KMNIST": "kmnist"}
 """Downloaded over https alone, whole or not at all."""
 
 
-def load(
+def load_torchvision_set(
     kind: str,
     root: Path,
     download: bool,
@@ -37,7 +37,7 @@ def load(
 
     if kind in _BUILT_IN:
         name = _BUILT_IN[kind]
-        built_in, image = load_built_in(name, root, download=download), SOURCES[name].image
+        built_in, image = load_builtin_set(name, root, download=download), BUILTIN_SETS[name].image
         if size is None and colors is None:
             train, heldout = (
                 Batch(part.inputs.reshape(-1, *image), part.targets)

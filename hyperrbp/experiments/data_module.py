@@ -16,7 +16,8 @@ from torch import Tensor
 from hyperrbp.config.recipe import Recipe
 from hyperrbp.data import sources as own_data
 from hyperrbp.data.batches import Batch
-from hyperrbp.data.builtin import SOURCES, DataSet, load
+from hyperrbp.data.builtin import BUILTIN_SETS, load_builtin_set
+from hyperrbp.data.data_set import DataSet
 from hyperrbp.exceptions import DataError, UsageError
 from hyperrbp.problems.losses import AUTO, LOSSES
 from hyperrbp.problems.networks import Shape, wanted_inputs
@@ -147,12 +148,12 @@ def read(recipe: Recipe, root: Path, modules: user_code.Modules) -> Examples:
         DataError: if they are missing, damaged, or do not fit the recipe.
         UsageError: if code that it names fails.
     """
-    name, source = recipe.data.name, SOURCES.get(recipe.data.name)
+    name, source = recipe.data.name, BUILTIN_SETS.get(recipe.data.name)
     if source is not None:
-        data = load(name, root, download=recipe.data.download)
+        data = load_builtin_set(name, root, download=recipe.data.download)
         natural: Shape | None = source.image
     else:
-        kind = own_data.of(name, recipe.data.options, modules)
+        kind = own_data.source_of(name, recipe.data.options, modules)
         data, natural = kind.load(name, root, recipe.data.download), None
         _same_shapes(data, name)
     wanted = recipe.data.shape

@@ -22,12 +22,13 @@ from hyperrbp.experiments.sanity_check import check_network_and_loss
 from hyperrbp.hypergradients import Averaging
 from hyperrbp.hypergradients.settings import GradientSettings
 from hyperrbp.optimizers.adam import AdamSettings
-from hyperrbp.problems.networks import MODELS, TORCHVISION
+from hyperrbp.problems.networks import MODELS
 from hyperrbp.problems.training.hidden_state import refuse_hidden_state
 from hyperrbp.problems.training.hyperparameters import Grain, Hyperparameters
 from hyperrbp.problems.training.run import TrainingRun
 from hyperrbp.runtime import user_code
 from hyperrbp.runtime.randomness import generator, seeded
+from hyperrbp.runtime.user_code import TORCHVISION
 
 
 class Experiment:

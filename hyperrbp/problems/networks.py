@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from hyperrbp.exceptions import UsageError
+from hyperrbp.runtime.user_code import TORCHVISION
 
 if TYPE_CHECKING:
     from torch import nn
@@ -18,9 +19,6 @@ Shape = tuple[int, ...]
 """Of one input. Flat ones are counted by a plain number."""
 
 Activation = Literal["tanh", "relu", "sigmoid", "gelu", "softplus"]
-
-TORCHVISION = "torchvision:"
-"""What the names of torchvision's models begin with."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,10 @@ from typing import Any, NoReturn
 
 from hyperrbp.exceptions import UsageError, type_and_message_of
 
-_NAMED = re.compile(r"(?!torchvision:)(?P<module>[^:]*[^:\s]):(?P<function>[A-Za-z_]\w*)")
+TORCHVISION = "torchvision:"
+"""The prefix of names that are torchvision's own, data sets and models: no user code."""
+
+_NAMED = re.compile(rf"(?!{TORCHVISION})(?P<module>[^:]*[^:\s]):(?P<function>[A-Za-z_]\w*)")
 
 
 def is_code(name: str) -> bool:

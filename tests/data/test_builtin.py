@@ -19,13 +19,14 @@ from torchvision import datasets
 
 from hyperrbp.data import builtin as data
 from hyperrbp.data.batches import Batch
+from hyperrbp.data.data_set import DataSet
 from hyperrbp.exceptions import DataError, StorageError
 
 # --- digits --------------------------------------------------------------------------------------
 
 
 def test_digits_are_real_and_in_their_order(tmp_path):
-    digits = data.load("digits", tmp_path)
+    digits = data.load_builtin_set("digits", tmp_path)
     assert digits.train.inputs.shape == (1200, 64)
     assert digits.heldout.inputs.shape == (597, 64)
     for part in (digits.train, digits.heldout):
@@ -38,9 +39,9 @@ def test_digits_are_real_and_in_their_order(tmp_path):
     assert digits.train.inputs[0, :8].mul(16).tolist() == [0, 0, 5, 13, 9, 1, 0, 0]
 
 
-@pytest.mark.parametrize("name", data.SOURCES)
+@pytest.mark.parametrize("name", data.BUILTIN_SETS)
 def test_what_is_known_of_a_set_before_it_is_read(name):
-    source = data.SOURCES[name]
+    source = data.BUILTIN_SETS[name]
     assert (source.train_examples, source.features) in [(1200, 64), (60000, 784)]
     assert source.classes == 10
 
@@ -130,14 +131,16 @@ def offline(monkeypatch):
 def test_whole_files_are_read(tmp_path, offline, name):
     """What is there is read to the bit, and is not fetched again even if a download is allowed."""
     write(tmp_path, GOOD, TORCHVISION[name])
-    read = data.load(name, tmp_path)
+    read = data.load_builtin_set(name, tmp_path)
     for part, count in ((read.train, TRAIN), (read.heldout, HELDOUT)):
         assert part.inputs.shape == (count, 784)
         assert part.inputs.dtype == torch.float32
         assert part.targets.tolist() == classes(count)
         expected = torch.tensor(list(pixels(count))).view(count, 784) / 255
         assert torch.equal(part.inputs, expected)
-    assert data.load(name, tmp_path, download=True).train.targets.tolist() == classes(TRAIN)
+    assert data.load_builtin_set(name, tmp_path, download=True).train.targets.tolist() == classes(
+        TRAIN
+    )
     assert not offline
 
 
@@ -148,7 +151,7 @@ def test_nothing_is_downloaded_unless_asked_for(tmp_path, offline, name):
     Catches a download that nobody asked for.
     """
     with pytest.raises(DataError) as refused:
-        data.load(name, tmp_path / "nowhere")
+        data.load_builtin_set(name, tmp_path / "nowhere")
     message = str(refused.value)
     assert str(tmp_path / "nowhere" / TORCHVISION[name] / "raw") in message
     for hint in ("--data-root", "HYPERRBP_DATA", "--set data.download=true"):
@@ -158,7 +161,7 @@ def test_nothing_is_downloaded_unless_asked_for(tmp_path, offline, name):
 
 
 def test_digits_need_no_network(tmp_path, offline):
-    assert len(data.load("digits", tmp_path, download=True).train) == 1200
+    assert len(data.load_builtin_set("digits", tmp_path, download=True).train) == 1200
     assert not offline
     assert not list(tmp_path.iterdir())
 
@@ -166,7 +169,7 @@ def test_digits_need_no_network(tmp_path, offline):
 def test_a_download_that_fails_says_so(tmp_path, offline):
     """Without a network: a data error with the reason, and the folders are gone again."""
     with pytest.raises(DataError, match=r"MNIST cannot be downloaded into .*no network in this"):
-        data.load("mnist", tmp_path / "root", download=True)
+        data.load_builtin_set("mnist", tmp_path / "root", download=True)
     assert offline
     assert list(tmp_path.iterdir()) == []
 
@@ -175,7 +178,7 @@ def test_a_download_that_fails_says_so(tmp_path, offline):
 def test_one_missing_file_is_named(tmp_path, offline, absent):
     raw = write(tmp_path, {name: content for name, content in GOOD.items() if name != absent})
     with pytest.raises(DataError) as refused:
-        data.load("mnist", tmp_path)
+        data.load_builtin_set("mnist", tmp_path)
     assert f"{raw} lacks {absent};" in str(refused.value)
     assert not offline
 
@@ -217,7 +220,7 @@ DAMAGED = [
 def test_a_damaged_file_is_named(tmp_path, offline, name, content, words, download):
     write(tmp_path, {**GOOD, name: content})
     with pytest.raises(DataError) as refused:
-        data.load("mnist", tmp_path, download=download)
+        data.load_builtin_set("mnist", tmp_path, download=download)
     message = str(refused.value)
     assert str(tmp_path) in message
     assert words in message
@@ -279,14 +282,14 @@ def test_a_good_download_is_read_and_kept(tmp_path, monkeypatch, name):
     """
     folder = TORCHVISION[name]
     mirror = Mirror(monkeypatch, folder)
-    read = data.load(name, tmp_path, download=True)
+    read = data.load_builtin_set(name, tmp_path, download=True)
     assert read.train.targets.tolist() == classes(TRAIN)
     assert read.heldout.targets.tolist() == classes(HELDOUT)
     assert everything(tmp_path) == whole(folder)
     assert {address.rpartition("/")[2] for address in mirror.asked} == set(mirror.archives)
     assert all(address.startswith("https://") for address in mirror.asked)
     count = len(mirror.asked)
-    data.load(name, tmp_path, download=True)
+    data.load_builtin_set(name, tmp_path, download=True)
     assert len(mirror.asked) == count
 
 
@@ -299,7 +302,7 @@ def test_only_what_is_missing_is_fetched(tmp_path, monkeypatch, there):
     mirror = Mirror(monkeypatch)
     raw = write(tmp_path, {there: GOOD[there]})
     before = (raw / there).stat()
-    data.load("mnist", tmp_path, download=True)
+    data.load_builtin_set("mnist", tmp_path, download=True)
     assert f"{there}.gz" not in {address.rpartition("/")[2] for address in mirror.asked}
     assert (raw / there).stat().st_mtime_ns == before.st_mtime_ns
     assert (raw / there).stat().st_ino == before.st_ino
@@ -334,7 +337,7 @@ def test_a_download_is_whole_or_not_at_all(tmp_path, monkeypatch, how, which):
     mirror = Mirror(monkeypatch)
     spoilt(mirror, monkeypatch, how, f"{which}.gz")
     with pytest.raises(DataError, match=r"MNIST cannot be downloaded into .*: \S"):
-        data.load("mnist", tmp_path / "empty", download=True)
+        data.load_builtin_set("mnist", tmp_path / "empty", download=True)
     assert list(tmp_path.iterdir()) == []
     assert all(address.startswith("https://") for address in mirror.asked)
     # What was there before stays, and nothing comes beside it.
@@ -342,7 +345,7 @@ def test_a_download_is_whole_or_not_at_all(tmp_path, monkeypatch, how, which):
     write(tmp_path / "some", {kept: GOOD[kept], "notes": b"mine"})
     before = everything(tmp_path)
     with pytest.raises(DataError, match="MNIST cannot be downloaded"):
-        data.load("mnist", tmp_path / "some", download=True)
+        data.load_builtin_set("mnist", tmp_path / "some", download=True)
     assert everything(tmp_path) == before
 
 
@@ -361,7 +364,7 @@ def test_a_disk_that_fills_up_leaves_nothing_of_a_download(tmp_path, monkeypatch
 
     monkeypatch.setattr(Path, call, full)
     with pytest.raises(StorageError, match="No space left on device"):
-        data.load("mnist", tmp_path / "root", download=True)
+        data.load_builtin_set("mnist", tmp_path / "root", download=True)
     assert len(calls) == nth
     assert list(tmp_path.iterdir()) == []
 
@@ -372,7 +375,7 @@ def test_a_folder_in_a_files_place_stops_the_whole_download(tmp_path, monkeypatc
     (tmp_path / "MNIST" / "raw" / list(GOOD)[-1]).mkdir(parents=True)
     before = everything(tmp_path)
     with pytest.raises(StorageError, match="MNIST cannot be written"):
-        data.load("mnist", tmp_path, download=True)
+        data.load_builtin_set("mnist", tmp_path, download=True)
     assert everything(tmp_path) == before
 
 
@@ -380,10 +383,10 @@ def test_a_set_without_examples_is_refused(monkeypatch, tmp_path):
     nothing = Batch(torch.zeros(0, 64), torch.zeros(0, dtype=torch.int64))
     some = Batch(torch.zeros(5, 64), torch.zeros(5, dtype=torch.int64))
     for pair in ((nothing, some), (some, nothing)):
-        source = data.Source(lambda root, download, pair=pair: data.DataSet(*pair), 5, 64, 10)
-        monkeypatch.setitem(data.SOURCES, "mine", source)
+        source = data.BuiltinSet(lambda root, download, pair=pair: DataSet(*pair), 5, 64, 10)
+        monkeypatch.setitem(data.BUILTIN_SETS, "mine", source)
         with pytest.raises(DataError, match=r"data set 'mine' in .*: no examples"):
-            data.load("mine", tmp_path)
+            data.load_builtin_set("mine", tmp_path)
 
 
 def test_random_damage_is_a_data_error_or_other_data(tmp_path):
@@ -399,7 +402,7 @@ def test_random_damage_is_a_data_error_or_other_data(tmp_path):
             del content[source.randrange(len(content)) :]
         (raw / name).write_bytes(content)
         try:
-            read = data.load("mnist", tmp_path)
+            read = data.load_builtin_set("mnist", tmp_path)
         except DataError as error:
             refused.append(str(error))
         else:
@@ -413,7 +416,7 @@ def test_a_folder_in_place_of_a_file(tmp_path):
     raw = write(tmp_path, {name: content for name, content in GOOD.items() if name != LABELS})
     (raw / LABELS).mkdir()
     with pytest.raises(DataError, match=f"lacks {LABELS}"):
-        data.load("mnist", tmp_path)
+        data.load_builtin_set("mnist", tmp_path)
 
 
 # --- real MNIST ----------------------------------------------------------------------------------
@@ -422,7 +425,7 @@ def test_a_folder_in_place_of_a_file(tmp_path):
 def test_real_mnist(data_root):
     if not (data_root / "MNIST" / "raw").is_dir():
         pytest.skip(f"{data_root} holds no MNIST")
-    mnist = data.load("mnist", data_root)
+    mnist = data.load_builtin_set("mnist", data_root)
     assert mnist.heldout.inputs.shape == (10000, 784)
     assert mnist.train.inputs.shape[1] == 784
     assert len(mnist.train) in (10000, 60000)  # this project's copy has the first 10,000

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from runs import as_json
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -17,6 +18,7 @@ from hyperrbp.config.recipe import Recipe
 from hyperrbp.experiments.checkpoint import read_tensors
 from hyperrbp.experiments.experiment import Experiment
 from hyperrbp.experiments.export import EXAMPLE_WEIGHTS, WEIGHT_DECAY, exported, sgd_settings
+from hyperrbp.experiments.results.tune import BestStep, TuneResult
 from hyperrbp.experiments.run_folder import RunFolder
 from hyperrbp.problems.training.hyperparameters import Grain
 
@@ -74,12 +76,9 @@ CASES = {
         "inner.weight_decay": 0.05,
     },
 }
-ABOUT = {
-    "best": {"meta_loss": 0.5, "meta_step": 3},
-    "method": "bptt",
-    "train_steps": 23,
-    "environment": {"hyperrbp": "0"},
-}
+ABOUT = TuneResult.model_construct(
+    best=BestStep(meta_loss=0.5, meta_step=3), train_steps=23, environment={"hyperrbp": "0"}
+)
 
 
 def recipe_of(changes: dict) -> Recipe:
@@ -180,9 +179,9 @@ def test_every_file_that_is_read_is_beside_the_code(tmp_path):
     kept = read_tensors(tmp_path / EXAMPLE_WEIGHTS)
     assert kept["weights"].tolist() == list(of["example_weight"].values())
     # Row i of them is an example of the data set's own training part.
-    from hyperrbp.data.builtin import load
+    from hyperrbp.data.builtin import load_builtin_set
 
-    data = load("digits", tmp_path).train.inputs.double()
+    data = load_builtin_set("digits", tmp_path).train.inputs.double()
     shown = data[kept["rows"]] - data[:240].mean(0)
     assert torch.allclose(shown, experiment.data.train.inputs, atol=1e-5)
 
@@ -199,7 +198,7 @@ def test_a_run_writes_them_and_its_yaml(tmp_path):
     import yaml
 
     recipe = recipe_of(CASES["everything"] | {"data.validation_examples": 20})
-    result = tune_recipe(recipe, tmp_path / "run")
+    result = as_json(tune_recipe(recipe, tmp_path / "run"))
     run = RunFolder(tmp_path / "run")
     script = runpy.run_path(str(run.groups_file))
     experiment = Experiment(recipe)

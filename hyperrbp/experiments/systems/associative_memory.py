@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, l1_loss
 
 from hyperrbp.config.equilibrium import HopfieldRecipe
-from hyperrbp.data.builtin import data_root, load
+from hyperrbp.data.builtin import data_root, load_builtin_set
 from hyperrbp.exceptions import DataError
 from hyperrbp.experiments.systems.base import Answer, Example, System
 from hyperrbp.problems.fixed_point import FixedPoint
@@ -31,7 +31,7 @@ class AssociativeMemory(System):
         self, recipe: HopfieldRecipe, root: Path | None, device: torch.device, dtype: torch.dtype
     ) -> None:
         data, net = recipe.data, recipe.network
-        train = load(data.name, data_root(root), download=data.download).train
+        train = load_builtin_set(data.name, data_root(root), download=data.download).train
         firsts = []
         for label in range(data.images):
             found = (train.targets == label).nonzero()

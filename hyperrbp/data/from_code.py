@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from hyperrbp.data import arrays
-from hyperrbp.data.builtin import DataSet
+from hyperrbp.data.data_set import DataSet
 from hyperrbp.exceptions import DataError
 from hyperrbp.runtime import user_code
 from hyperrbp.runtime.randomness import generator, seeded
 
 
-def load(name: str, options: Mapping[str, Any], modules: user_code.Modules) -> DataSet:
+def load_from_code(name: str, options: Mapping[str, Any], modules: user_code.Modules) -> DataSet:
     """What the function makes of the options: ((x, y) to train on, (x, y) held out).
 
     PyTorch's generators have the same seed whenever it runs, and stand afterwards as before.
