@@ -2,7 +2,7 @@
 
 The recipe is `cleaning`, with its linear model and with one hidden layer; three seeds, one thread.
 The race against random search and TPE is `hyperrbp compare cleaning --against random,tpe` with
-`--out DIR/contest-linear` and `DIR/contest-one`; what random weights are worth without Optuna's
+`--out DIR/benchmark-linear` and `DIR/benchmark-one`; what random weights are worth without Optuna's
 time for 5,000 of them is measured here.
 
 python benchmarks/cleaning.py measure --data-root DATA --out DIR
@@ -141,7 +141,7 @@ def report(out: Path) -> None:
         """Of each model: the median of the optimizer's seeds, and the seconds that it had."""
         cells = []
         for model in found:
-            file = out / f"contest-{model.split()[0]}" / "benchmark.json"
+            file = out / f"benchmark-{model.split()[0]}" / "benchmark.json"
             race = json.loads(file.read_text())
             (row,) = (row for row in race["rows"] if row["optimizer"] == name)
             cells.append(f"{100 * row['heldout_accuracy']:.2f}% ({race['budget_seconds']:g} s)")
