@@ -9,6 +9,6 @@ from hyperrbp.config import presets
 
 
 def cat(recipe: RecipeArgument) -> None:
-    """Print a recipe, comments and all."""
+    """Print a recipe with its comments."""
     with faults_to_exit_codes():
         print(text_of(presets.find(recipe)), end="")

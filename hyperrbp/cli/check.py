@@ -47,7 +47,7 @@ def check(
         bool,
         typer.Option(
             "--exact/--no-exact",
-            help="Hold it against the exact gradient, at five to thirty times the cost of the"
+            help="Compare it with the exact gradient, at five to thirty times the cost of the"
             " inner run; or judge from what the method itself shows.",
         ),
     ] = True,
@@ -65,7 +65,7 @@ def check(
 
     At the recipe's start: how far the run is from a steady state, what the series and the spectrum
     look like, what the minibatches add, and how it compares with the exact gradient. Exits with 0
-    to trust it, with 5 not to.
+    if it can be trusted, with 5 if not.
 
     hyperrbp check digits
 

@@ -24,6 +24,7 @@ from hyperrbp.cli.output import new_folder, notify
 from hyperrbp.cli.progress import print_found, with_progress
 from hyperrbp.cli.reading import tuning_recipe
 from hyperrbp.exceptions import UsageError
+from hyperrbp.optimizers import OPTIMIZERS, SAMPLERS
 
 if TYPE_CHECKING:
     from hyperrbp.config.recipe import Recipe
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from hyperrbp.runtime.callbacks import Audience
 
 _AGAINST = "Against other ways to tune"
+_OURS = [name for name in OPTIMIZERS if name not in SAMPLERS]
 
 
 def compare(
@@ -54,23 +56,24 @@ def compare(
         str | None,
         typer.Option(metavar="T,…", help="Several T instead, for the figure of cost against T."),
     ] = None,
-    repeats: Annotated[int, typer.Option(help="Times that each is timed, after a warm-up.")] = 5,
+    repeats: Annotated[int, typer.Option(help="How often each is timed, after a warm-up.")] = 5,
     against: Annotated[
         str | None,
         typer.Option(
             metavar="NAME,…",
-            help="Compare the recipe's own tuning instead with these, at equal seconds: random,"
-            " sobol, tpe, cmaes, hyperband (of Optuna); adam, gradient, surrogate, both (our other"
+            help="Compare the recipe's own tuning instead with these, at equal seconds:"
+            f" {', '.join(SAMPLERS)} (of Optuna); {', '.join(_OURS)} (our other"
             " meta-optimizers).",
             rich_help_panel=_AGAINST,
         ),
     ] = None,
     budget_seconds: Annotated[
         float | None,
-        typer.Option(help="Of each optimizer and seed.", rich_help_panel=_AGAINST),
+        typer.Option(help="Seconds for each optimizer and seed.", rich_help_panel=_AGAINST),
     ] = None,
     seeds: Annotated[
-        int, typer.Option(help="Repeats, from the recipe's seed on.", rich_help_panel=_AGAINST)
+        int,
+        typer.Option(help="Seeds, from the recipe's own on.", rich_help_panel=_AGAINST),
     ] = 3,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
     settings: SetOption = None,

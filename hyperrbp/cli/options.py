@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hyperrbp.exceptions import UsageError
+from hyperrbp.hypergradients import METHODS
 
 if TYPE_CHECKING:
     from hyperrbp.config.loading import Override
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
 WHAT, WHERE = "What is run", "Where"
 """Panels of the help."""
 
-METHODS = "neumann, cg, rbp, lsqr, gmres, anderson, tbptt, bptt or forward"
-"""The gradient methods, for a help that imports none of them."""
+METHOD_NAMES = " or ".join(", ".join(METHODS).rsplit(", ", 1))
+"""The gradient methods, for a help."""
 
 RecipeArgument = Annotated[
     str,
@@ -34,7 +35,7 @@ SetOption = Annotated[
         help="Any key of the recipe, dotted, over the file: --set inner.batch_size=100.",
     ),
 ]
-MethodOption = Annotated[str | None, typer.Option(help=f"{METHODS}.", rich_help_panel=WHAT)]
+MethodOption = Annotated[str | None, typer.Option(help=f"{METHOD_NAMES}.", rich_help_panel=WHAT)]
 TruncOption = Annotated[
     int | None,
     typer.Option(
@@ -51,11 +52,13 @@ HyperparametersOption = Annotated[
     Path | None,
     typer.Option(
         metavar="RUN",
-        help="For a tuning recipe: with what this tuning run found, not the recipe's start.",
+        help="For a tuning recipe: use what this tuning run found, not the recipe's start.",
         rich_help_panel=WHAT,
     ),
 ]
-SeedOption = Annotated[int | None, typer.Option(help="Of everything random.", rich_help_panel=WHAT)]
+SeedOption = Annotated[
+    int | None, typer.Option(help="Seed of everything random.", rich_help_panel=WHAT)
+]
 DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu or cuda.", rich_help_panel=WHAT)]
 DataRootOption = Annotated[
     Path | None,
@@ -78,13 +81,16 @@ InexactOption = Annotated[
     bool,
     typer.Option(
         "--inexact-resume",
-        help="With --resume: go on also where versions, threads or device have changed, and give up"
-        " that the run can be repeated bit for bit.",
+        help="With --resume: go on also where versions, threads or device have changed. The run can"
+        " then not be repeated bit for bit.",
     ),
 ]
 RunCodeOption = Annotated[
     bool,
-    typer.Option("--run-code", help="Run the Python code that the recipe names; else refuse it."),
+    typer.Option(
+        "--run-code",
+        help="Run the Python code that the recipe names; without it, refuse such recipes.",
+    ),
 ]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="One JSON document on stdout, and nothing else there.")

@@ -21,15 +21,19 @@ def reproduce(
     target: Annotated[
         str,
         typer.Argument(
+            metavar="ARTIFACT",
             help="table1, table2, table3, tableA1, figure1 … figure6, figureA1, or all.",
             show_default=False,
         ),
     ],
     quick: Annotated[
-        bool, typer.Option("--quick", help="Scaled down: minutes on two cores, and labelled so.")
+        bool,
+        typer.Option(
+            "--quick", help="Scale it down to minutes on two cores; the results are labelled so."
+        ),
     ] = False,
     seeds: Annotated[
-        int | None, typer.Option(min=1, help="Runs with other seeds, where there are several.")
+        int | None, typer.Option(min=1, help="How many seeds, where the paper has several runs.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     data_root: DataRootOption = None,

@@ -22,11 +22,11 @@ def show(
     ],
     figure: Annotated[
         Path | None,
-        typer.Option(help="Draw the runs' meta loss into this file (.png, .svg, .pdf)."),
+        typer.Option(help="Draw the loss of the runs into this file (.png, .svg, .pdf)."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The result as JSON on stdout.")] = False,
 ) -> None:
-    """Print a run's answer again, or draw one or several runs."""
+    """Print the results of runs again, or draw the runs in one figure."""
     with faults_to_exit_codes():
         from hyperrbp.experiments.run_folder import RunFolder
 

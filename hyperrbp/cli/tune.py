@@ -9,7 +9,7 @@ import typer
 
 from hyperrbp.cli.exit_codes import faults_to_exit_codes
 from hyperrbp.cli.options import (
-    METHODS,
+    METHOD_NAMES,
     WHAT,
     DataRootOption,
     DeviceOption,
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from hyperrbp.experiments.results.tune import TuneResult
     from hyperrbp.experiments.run_folder import RunFolder
     from hyperrbp.experiments.tune import TuneCallback
-    from hyperrbp.hypergradients.cost_model import Cost
 
 
 def tune(
@@ -43,7 +42,7 @@ def tune(
     method: Annotated[
         str | None,
         typer.Option(
-            help=f"{METHODS}; or auto, which tries some and says why.", rich_help_panel=WHAT
+            help=f"{METHOD_NAMES}; or auto, which tries some and says why.", rich_help_panel=WHAT
         ),
     ] = None,
     trunc: TruncOption = None,
@@ -173,40 +172,14 @@ def _print(result: TuneResult, as_json: bool, quiet: bool) -> None:
 
 
 def _dry_run(recipe: Recipe, data_root: Path | None, as_json: bool) -> None:
-    from hyperrbp.experiments.experiment import Experiment
-    from hyperrbp.hypergradients.cost_model import predicted_cost
+    from hyperrbp.experiments.dry_run import dry_run
+    from hyperrbp.reporting.dry_run import cost_lines
 
-    experiment = Experiment(recipe, data_root)
-    problem = experiment.problem()
     with stderr.status("timing a few short runs …"):
-        cost = predicted_cost(problem, experiment.theta, experiment.gradient)
+        report = dry_run(recipe, data_root=data_root)
     if as_json:
-        document = {
-            "recipe": experiment.recipe.model_dump(),
-            "weights": problem.weights,
-            "hyperparameters": len(experiment.theta),
-            "seconds": cost.seconds,
-            "saved_bytes": cost.saved_bytes,
-            "peak_bytes": cost.process_bytes,
-        }
-        print_json(document)
+        print_json(report)
         return
-    print(experiment.recipe.to_yaml())
-    print(f"# {problem.weights:,} weights, {len(experiment.theta)} hyperparameters")
-    _print_cost(recipe, cost)
-
-
-def _print_cost(recipe: Recipe, cost: Cost) -> None:
-    from hyperrbp.config.sections import ADAM
-    from hyperrbp.reporting.formatting import duration, human_bytes
-
-    steps, screening = recipe.meta.steps, ""
-    if recipe.meta.optimizer != ADAM:
-        screening = " after the screening; those without a gradient cost less"
-    print(
-        f"# a meta step: about {duration(cost.seconds)}; autograd keeps"
-        f" {human_bytes(cost.saved_bytes)}, the process peaks near"
-        f" {human_bytes(cost.process_bytes)}"
-    )
-    total = duration((steps + 1) * cost.seconds)
-    print(f"# the run: {steps} meta steps, about {total}{screening}")
+    print(report.recipe.to_yaml())
+    for line in cost_lines(report):
+        print(f"# {line}")

@@ -67,10 +67,10 @@ def a_full_disk() -> None:
 def a_disk_that_fills_up_under_tensorboard() -> None:
     from hyperrbp.reporting.tensorboard import TensorBoard
 
-    def stepped(self, record, theta):
+    def on_record(self, record):
         raise OSError(28, "No space left on device", "new/events")
 
-    TensorBoard.stepped = stepped
+    TensorBoard.on_record = on_record
 
 
 class Row(NamedTuple):
