@@ -89,7 +89,7 @@ RunCodeOption = Annotated[
     bool,
     typer.Option(
         "--run-code",
-        help="Run the Python code that the recipe names; without it, refuse such recipes.",
+        help="Run the Python code that the recipe names; without this, refuse it.",
     ),
 ]
 JsonOption = Annotated[
