@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import pkgutil
 import re
 import subprocess
 
@@ -101,6 +102,12 @@ def test_the_architecture_page_names_files_that_exist():
     named = re.findall(r"`(hyperrbp/[\w/]+\.py)`", page)
     assert len(named) > 5
     assert not [path for path in named if not (ROOT / path).is_file()]
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_names_of_the_package_on_a_page_exist(page):
+    for dotted in re.findall(r"`(hyperrbp(?:\.\w+)+)`", page.read_text(encoding="utf-8")):
+        assert pkgutil.resolve_name(dotted) is not None
 
 
 def promised_tests():
