@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from runs import records_of, result_of
 
 from hyperrbp.config.loading import parse_any
 from hyperrbp.config.schema import BaseRecipe
@@ -133,7 +134,7 @@ def without_measured(record: dict) -> dict:
 def outcome(folder: Path) -> tuple:
     """All of a finished run but what was measured, to the bit."""
     run = RunFolder(folder)
-    result = run.result()
+    result = result_of(run)
     for key in ("seconds", "peak_bytes", "wall_seconds", "run_folder"):
         del result[key]
     result.pop("weights", None)  # of a training: where they are
@@ -141,7 +142,7 @@ def outcome(folder: Path) -> tuple:
     beside = (folder / WEIGHT_DECAY, folder / EXAMPLE_WEIGHTS)
     answers = (run.weights_file, run.yaml_file, run.groups_file, *beside)
     return (
-        [without_measured(record) for record in run.records()],
+        [without_measured(record) for record in records_of(run)],
         result,
         [file.read_bytes() for file in answers if file.exists()],
         content,

@@ -53,6 +53,8 @@ class DataModule:
         self.loss, self.loss_name = examples.loss, examples.loss_name
         self.digest = examples.digest
         """Of the user's own data; None for a built-in set."""
+        self.center: Tensor | None
+        """The mean of the training inputs, which is taken off all inputs, if ``data.center``."""
         self.mislabelled: Tensor
         """Which training examples have a wrong class, by ``data.label_noise``; shape (B,)."""
         self.train_rows: Tensor
@@ -78,7 +80,7 @@ class DataModule:
             )
         numbers = torch.arange(wanted) if train.rows is None else train.rows[:wanted]
         train = Batch(train.inputs[:wanted], train.targets[:wanted])
-        self._center = train.inputs.mean(0) if section.center else None
+        self.center = train.inputs.mean(0) if section.center else None
         train = self._prepared(train)
         self.train_rows = numbers
         if not section.validation_examples:
@@ -112,7 +114,7 @@ class DataModule:
         return Batch(train.inputs, targets)
 
     def _prepared(self, examples: Batch) -> Batch:
-        inputs = examples.inputs if self._center is None else examples.inputs - self._center
+        inputs = examples.inputs if self.center is None else examples.inputs - self.center
         prepared = Batch(
             inputs.to(self._device, self.dtype), examples.targets.to(self._device)
         ).in_precision(self.dtype)

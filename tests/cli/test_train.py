@@ -10,15 +10,25 @@ import torch
 import yaml
 from commands import assert_refused, run
 from factories import memory_text, tuning_text
+from runs import StopsAt, records_of, result_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from hyperrbp.config import presets
 from hyperrbp.config.loading import read_any
 from hyperrbp.experiments.checkpoint import read_tensors
-from hyperrbp.experiments.run_folder import RunFolder
+from hyperrbp.experiments.results.document import Measured
+from hyperrbp.experiments.results.records import (
+    EpochGradient,
+    EpochRecord,
+    PenaltyRecord,
+    TrainingStepRecord,
+)
+from hyperrbp.experiments.results.train import InnerRunResult
 from hyperrbp.experiments.train import train_recipe
 from hyperrbp.experiments.trainers.equilibrium import EquilibriumTrainer
-from hyperrbp.reporting.training import answer, facts
+from hyperrbp.hypergradients.method import Status
+from hyperrbp.reporting.results import training_page
+from hyperrbp.reporting.training import facts
 from hyperrbp.reporting.training_tensorboard import TrainingBoard, mosaic, scalars
 
 MEMORY = memory_text(training__epochs=4, training__validate_every=2)
@@ -46,7 +56,7 @@ def test_one_json_document_and_nothing_else(elsewhere):
     assert done.exit_code == 0, done.output
     result = json.loads(done.stdout)
     assert done.stdout.count("\n") == 1
-    assert result == RunFolder(elsewhere / "run").result()
+    assert result == result_of(elsewhere / "run")
     lines = done.stderr.splitlines()
     assert lines[0].startswith("memory: 132 neurons, 2 images of 8×8;")
     assert "run folder run" in lines
@@ -123,7 +133,7 @@ def test_hyperparameters_of_a_tuned_run(elsewhere):
     assert run("tune", "inner.yaml", "--out", "tuned", "-q").exit_code == 0
     done = run("train", "inner.yaml", "--hyperparameters", "tuned", "--out", "run", "--json")
     result = json.loads(done.stdout)
-    tuned = RunFolder(elsewhere / "tuned").result()["hyperparameters"]
+    tuned = result_of(elsewhere / "tuned")["hyperparameters"]
     for kind, values in tuned.items():
         assert result["hyperparameters"][kind] == pytest.approx(values, rel=1e-5)
     plain = json.loads(run("train", "inner.yaml", "--out", "plain", "--json").stdout)
@@ -181,7 +191,7 @@ def test_copies_say_how_to_run_them(elsewhere):
 
 def test_an_unfinished_run_says_how_to_go_on(elsewhere):
     with pytest.raises(KeyboardInterrupt):
-        train_recipe(read_any(elsewhere / "memory.yaml"), elsewhere / "run", observers=[Stop(3)])
+        train_recipe(read_any(elsewhere / "memory.yaml"), elsewhere / "run", callbacks=[StopsAt(3)])
     assert_refused(run("show", "run"), 7, "unfinished: hyperrbp train run --resume")
     done = run("train", "run", "--resume", "--json")
     assert done.exit_code == 0
@@ -194,22 +204,6 @@ def test_an_unfinished_run_says_how_to_go_on(elsewhere):
 # --- TensorBoard ---------------------------------------------------------------------------------
 
 
-class Stop:
-    """Interrupts a training when TensorBoard has a record and the folder has not."""
-
-    def __init__(self, at: int) -> None:
-        self.at = at
-
-    def started(self, trainer, folder, earlier) -> None:
-        self.unit = trainer.unit
-
-    def stopped(self) -> None: ...
-
-    def stepped(self, record) -> None:
-        if record[self.unit] == self.at:
-            raise KeyboardInterrupt
-
-
 def events_of(folder):
     events = EventAccumulator(str(folder / "events"), size_guidance={"images": 0, "scalars": 0})
     events.Reload()
@@ -219,11 +213,11 @@ def events_of(folder):
 def test_what_is_on_tensorboard(elsewhere):
     recipe = read_any(elsewhere / "memory.yaml")
     with pytest.raises(KeyboardInterrupt):
-        train_recipe(recipe, elsewhere / "run", observers=[TrainingBoard(), Stop(4)])
+        train_recipe(recipe, elsewhere / "run", callbacks=[TrainingBoard(), StopsAt(4)])
     time.sleep(1.1)  # event files are named by the second
-    train_recipe(recipe, elsewhere / "run", resume=True, observers=[TrainingBoard()])
+    train_recipe(recipe, elsewhere / "run", resume=True, callbacks=[TrainingBoard()])
     events = events_of(elsewhere / "run")
-    records = RunFolder(elsewhere / "run").records()
+    records = records_of(elsewhere / "run")
     loss = events.Scalars("training/loss")
     assert [event.step for event in loss] == [0, 1, 2, 3, 4]
     assert [event.value for event in loss] == pytest.approx([r["loss"] for r in records])
@@ -260,22 +254,26 @@ def test_what_is_on_tensorboard(elsewhere):
 def test_tensorboard_after_a_stop_before_the_first_checkpoint(elsewhere, file, stop):
     recipe = read_any(elsewhere / file)
     with pytest.raises(KeyboardInterrupt):
-        train_recipe(recipe, elsewhere / "run", observers=[TrainingBoard(), Stop(stop)])
+        train_recipe(recipe, elsewhere / "run", callbacks=[TrainingBoard(), StopsAt(stop)])
     time.sleep(1.1)
-    train_recipe(recipe, elsewhere / "run", resume=True, observers=[TrainingBoard()])
+    train_recipe(recipe, elsewhere / "run", resume=True, callbacks=[TrainingBoard()])
     steps = [event.step for event in events_of(elsewhere / "run").Scalars("training/loss")]
-    assert steps == list(range(len(RunFolder(elsewhere / "run").records())))
+    assert steps == list(range(len(records_of(elsewhere / "run"))))
+
+
+def measured(**seconds: float) -> Measured:
+    return Measured.until_now(seconds, {phase: {"process": 64} for phase in seconds})
 
 
 def test_a_record_as_scalars_and_as_words():
-    record = {
-        "epoch": 3,
-        "loss": 0.5,
-        "validation": {"loss": 0.25, "pixel_error": 0.125},
-        "gradient": {"norm": 2.0, "status": "converged", "products": 7},
-        "penalty": {"value": 0.1, "quantity": 1.5, "error": None, "exact": True, "products": 9},
-        "measured": {"seconds": {"update": 1.5}, "peak_bytes": {"update": {"process": 64}}},
-    }
+    record = EpochRecord(
+        epoch=3,
+        loss=0.5,
+        validation={"loss": 0.25, "pixel_error": 0.125},
+        gradient=EpochGradient(norm=2.0, status=Status.CONVERGED, products=7),
+        penalty=PenaltyRecord(value=0.1, quantity=1.5, error=None, exact=True, products=9),
+        measured=measured(update=1.5),
+    )
     assert scalars(record) == {
         "training/loss": 0.5,
         "validation/loss": 0.25,
@@ -289,20 +287,24 @@ def test_a_record_as_scalars_and_as_words():
         "peak_bytes_update/process": 64,
     }
     assert facts(record) == [
-        "loss 0.5", "validation 0.25", "pixel-error 12.50%", "gradient converged, norm 2",
-        "penalty 0.1 (of 1.5)", "seconds 1.50",
+        ("loss", "0.5"), ("validation", "0.25"), ("pixel-error", "12.50%"),
+        ("gradient", "converged, norm 2"), ("penalty", "0.1 (of 1.5)"), ("seconds", "1.50"),
     ]  # fmt: skip
-    record["penalty"] |= {"error": 0.25}
-    assert "penalty 0.1 (of 1.5 ± 0.25)" in facts(record)
-    inner = {"step": 4, "meta_loss": 2.0, "measured": {"seconds": {}, "peak_bytes": {}}}
+    penalty = record.penalty.model_copy(update={"error": 0.25})
+    assert ("penalty", "0.1 (of 1.5 ± 0.25)") in facts(
+        record.model_copy(update={"penalty": penalty})
+    )
+    inner = TrainingStepRecord(step=4, meta_loss=2.0, measured=measured())
     assert scalars(inner) == {"training/loss": 2.0}
-    assert answer({**RESULT, "status": "epoch 3: bad"}).row_count == 1 + answer(RESULT).row_count
+    failed = RESULT.model_copy(update={"status": "epoch 3: bad"})
+    assert training_page(failed).row_count == 1 + training_page(RESULT).row_count
 
 
-RESULT = {
-    "status": "done", "meta_loss": 1.0, "heldout": {"loss": 1.0, "accuracy": 0.5}, "train_steps": 3,
-    "seconds": 1.0, "peak_bytes": 5, "device": "cpu", "weights": "w",
-}  # fmt: skip
+RESULT = InnerRunResult(
+    status="done", meta_loss=1.0, heldout={"loss": 1.0, "accuracy": 0.5}, train_steps=3,
+    seconds=1.0, peak_bytes=5, device="cpu", weights="w", seed=1, wall_seconds=1.0, run_folder=".",
+    inexact_resumes=[], environment={}, hyperparameters={},
+)  # fmt: skip
 
 
 def test_a_mosaic_has_gaps():

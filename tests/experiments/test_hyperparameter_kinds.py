@@ -10,8 +10,8 @@ import statistics
 
 import pytest
 import torch
-from hyperrbp.reporting.terminal import ROWS, Dashboard, Plain, answer, state_table
 from rich.console import Console
+from runs import records_of, result_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from typer.testing import CliRunner
 
@@ -19,16 +19,22 @@ from hyperrbp import tune_recipe
 from hyperrbp.cli import app as cli
 from hyperrbp.config.loading import parse, read
 from hyperrbp.experiments.experiment import Experiment
+from hyperrbp.experiments.results.records import StepRecord
+from hyperrbp.experiments.results.tune import StoppedEarly, TuneResult
 from hyperrbp.experiments.run_folder import RunFolder
 from hyperrbp.experiments.summary_statistics import (
     NAMED_UP_TO,
     is_summary,
-    summarized,
-    summarized_nested,
+    summarize,
+    summarize_nested,
     summary,
 )
 from hyperrbp.reporting import figures
+from hyperrbp.reporting.formatting import ROWS
+from hyperrbp.reporting.results import tuning_page
 from hyperrbp.reporting.tensorboard import TensorBoard, overview, scalars
+from hyperrbp.reporting.tuning_dashboard import TuningDashboard, state_table
+from hyperrbp.reporting.tuning_lines import TuningLines
 
 EVERYTHING = """
 name: everything
@@ -59,7 +65,7 @@ HEAVY = ("weight_decay", "example_weight")
 @pytest.fixture(scope="module")
 def everything(tmp_path_factory):
     folder = tmp_path_factory.mktemp("everything") / "run"
-    tune_recipe(parse(EVERYTHING), folder, observers=[TensorBoard()])
+    tune_recipe(parse(EVERYTHING), folder, callbacks=[TensorBoard()])
     return RunFolder(folder)
 
 
@@ -90,14 +96,14 @@ def test_the_summary_is_that_of_statistics(count):
     assert set(summary({"a": None}).values()) == {None}
 
 
-def test_more_than_so_many_are_told_in_summary():
+def test_more_than_so_many_are_summarized():
     few = {str(i): float(i) for i in range(NAMED_UP_TO)}
     many = {**few, "one more": 1000.0}
-    found = summarized({"few": few, "many": many})
+    found = summarize({"few": few, "many": many})
     assert found["few"] == few
     assert found["many"] == summary(many)
     document = {"a": {"few": few, "many": many}, "list": [1.0] * 300, "x": None}
-    inside = summarized_nested(document)
+    inside = summarize_nested(document)
     assert inside == {"a": {"few": few, "many": summary(many)}, "list": [1.0] * 300, "x": None}
 
 
@@ -105,7 +111,7 @@ def test_more_than_so_many_are_told_in_summary():
 
 
 def test_records_hold_names_or_summaries_and_the_result_everything(everything):
-    result, records = everything.result(), everything.records()
+    result, records = result_of(everything), records_of(everything)
     for key in ("hyperparameters", "untuned"):
         assert {kind: len(values) for kind, values in result[key].items()} == COUNTS
     assert {k: len(v) for k, v in result["last"]["hyperparameters"].items()} == COUNTS
@@ -132,7 +138,7 @@ def test_records_hold_names_or_summaries_and_the_result_everything(everything):
 def test_an_examination_of_very_many_is_recorded_in_summary(tmp_path):
     recipe = parse(EVERYTHING, overrides=[("test", "gradient.check_every", 3)])
     tune_recipe(recipe, tmp_path / "run")
-    record = RunFolder(tmp_path / "run").records()[0]
+    record = records_of(tmp_path / "run")[0]
     assert is_summary(record["check"]["exact"]["weight_decay"])
     assert len(record["check"]["exact"]["momentum"]) == 8
     assert len(json.dumps(record)) < 60_000
@@ -142,8 +148,8 @@ def test_an_examination_of_very_many_is_recorded_in_summary(tmp_path):
 
 
 def test_the_answer_has_a_table_for_each_set_of_names(everything):
-    result = everything.result()
-    page = shown(answer(result))
+    result = result_of(everything)
+    page = shown(tuning_page(everything.result(TuneResult)))
     lines = page.splitlines()
     for kind, by in (("learning rate", "layer"), ("momentum", "tensor"), ("init scale", "layer")):
         assert any(line.split()[:1] == [by] and f"{kind}: start → tuned" in line for line in lines)
@@ -157,7 +163,7 @@ def test_the_answer_has_a_table_for_each_set_of_names(everything):
         names = [line.split()[0] for line in lines[at + 2 : at + 7]]
         assert names == ["min", "q25", "median", "q75", "max"]
     assert "held-out accuracy" in page
-    assert "from 2 other draws of initial weights and batches" in page
+    assert "from 2 other seeds of initial weights and batches" in page
     assert len(lines) < 60
 
 
@@ -166,7 +172,7 @@ def test_kinds_with_the_same_names_share_a_table(tmp_path):
         "threads: 1\ndata: {name: digits, train_examples: 100}\ninner: {steps: 4, batch_size: 50}\n"
         "model: {options: {hidden: [5]}}\ngradient: {method: bptt}\nmeta: {steps: 1}\n"
     )
-    page = shown(answer(tune_recipe(plain, tmp_path / "run")))
+    page = shown(tuning_page(tune_recipe(plain, tmp_path / "run")))
     (heading,) = [line for line in page.splitlines() if "start → tuned" in line]
     assert heading.split()[0] == "tensor"
     assert "learning rate: start → tuned" in heading
@@ -174,21 +180,23 @@ def test_kinds_with_the_same_names_share_a_table(tmp_path):
 
 
 def test_the_answer_says_what_diverged_and_what_stopped_early(everything):
-    result = everything.result()
-    result["test"]["tuned"]["diverged"] = 1
-    result["test"]["tuned"]["loss"] = {"mean": None, "deviation": None, "values": [None] * 2}
-    result["stopped_early"] = {"meta_step": 2}
-    page = shown(answer(result))
+    result = everything.result(TuneResult)
+    lost = {"mean": None, "deviation": None, "values": [None] * 2}
+    loss = result.test.tuned.loss.model_copy(update=lost)
+    tuned = result.test.tuned.model_copy(update={"diverged": 1, "loss": loss})
+    test = result.test.model_copy(update={"tuned": tuned})
+    stopped = StoppedEarly(meta_step=2)
+    changed = result.model_copy(update={"test": test, "stopped_early": stopped})
+    page = shown(tuning_page(changed))
     assert "1 of 2 tuned runs turned non-finite" in page
     assert "→ unknown" in page
     assert "stopped early, after meta step 2" in page
-    del result["test"]
-    assert "held-out" not in shown(answer(result))
+    assert "held-out" not in shown(tuning_page(result.model_copy(update={"test": None})))
 
 
 def test_the_live_panel_has_every_kind(everything):
-    record = everything.records()[1]
-    panel = shown(state_table([1.0, 0.9], record))
+    record = records_of(everything)[1]
+    panel = shown(state_table([1.0, 0.9], everything.records(StepRecord)[1]))
     for kind in COUNTS:
         low, high = (
             pick(value for value in record["hyperparameters"][kind].values()) for pick in (min, max)
@@ -197,15 +205,14 @@ def test_the_live_panel_has_every_kind(everything):
         assert f"{low:.3g} … {high:.3g}" in panel
 
 
-@pytest.mark.parametrize("screen", [Plain, Dashboard])
+@pytest.mark.parametrize("screen", [TuningLines, TuningDashboard])
 def test_a_run_of_every_kind_on_a_screen(tmp_path, screen):
-    console = Console(file=io.StringIO(), width=200, force_terminal=screen is Dashboard)
-    observer = screen(console)
-    tune_recipe(parse(EVERYTHING), tmp_path / "run", observers=[observer], told=observer.told)
+    console = Console(file=io.StringIO(), width=200, force_terminal=screen is TuningDashboard)
+    tune_recipe(parse(EVERYTHING), tmp_path / "run", callbacks=[screen(console)])
     printed = console.file.getvalue()
     assert "test on the held-out examples: " in printed
     # The panel is redrawn by the clock: a short run may end before its last state was.
-    assert screen is Dashboard or "learning rate" in printed
+    assert screen is TuningDashboard or "learning rate" in printed
 
 
 # --- TensorBoard and figures ---------------------------------------------------------------------
@@ -214,9 +221,9 @@ def test_a_run_of_every_kind_on_a_screen(tmp_path, screen):
 def test_tensorboard_has_every_kind_and_histograms_of_the_heavy_ones(everything):
     events = EventAccumulator(str(everything.events), size_guidance={"histograms": 0})
     events.Reload()
-    records = everything.records()
+    records = records_of(everything)
     tags = set(events.Tags()["scalars"])
-    assert tags == set(scalars(records[0]))
+    assert tags == set(scalars(everything.records(StepRecord)[0]))
     assert {"learning_rate/hidden1.s2", "momentum/output.bias.s1", "init_scale/output"} <= tags
     for kind in COUNTS:
         curve = [event.value for event in events.Scalars(f"gradient/norm_{kind}")]
@@ -243,12 +250,12 @@ def test_the_overview_page_lists_the_kinds_that_are_tuned():
 def test_a_figure_has_an_axis_for_each_tuned_kind(everything, tmp_path, monkeypatch):
     kept = []
     monkeypatch.setattr(figures, "save", lambda figure, file: kept.append(figure))
-    figures.draw([everything], tmp_path / "a.png")
+    figures.draw_tunings([everything], tmp_path / "a.png")
     axes = kept[0].axes
     assert [axis.get_ylabel() for axis in axes[1:]] == [kind.replace("_", " ") for kind in COUNTS]
     scales = [axis.get_yscale() for axis in axes[1:]]
     assert scales == ["log", "linear", "log", "log", "linear"]
-    records = everything.records()
+    records = records_of(everything)
     for axis, (kind, count) in zip(axes[1:], COUNTS.items(), strict=True):
         lines = axis.get_lines()
         assert len(lines) == (1 if count > ROWS else count)
@@ -273,12 +280,12 @@ def test_curves_too_many_to_tell_apart_are_a_band(tmp_path, monkeypatch):
     kept = []
     monkeypatch.setattr(figures, "save", lambda figure, file: kept.append(figure))
     run = RunFolder(tmp_path / "run")
-    figures.draw([run], tmp_path / "a.png")
+    figures.draw_tunings([run], tmp_path / "a.png")
     axis = kept[0].axes[1]
     assert len(axis.get_lines()) == 1
     truth = [
         statistics.median(record["hyperparameters"]["learning_rate"].values())
-        for record in run.records()
+        for record in records_of(run)
     ]
     assert list(axis.get_lines()[0].get_ydata()) == pytest.approx(truth)
     import matplotlib.pyplot as plt
@@ -298,7 +305,7 @@ def test_train_and_check_take_a_result_of_every_kind(everything, tmp_path):
     assert done.exit_code == 0, done.output
     assert "12 training steps, learning rates" in done.stderr
     trained = json.loads(done.stdout)
-    result = everything.result()
+    result = result_of(everything)
     assert trained["meta_loss"] == pytest.approx(result["best"]["meta_loss"], rel=1e-4)
     for kind, values in result["hyperparameters"].items():
         assert trained["hyperparameters"][kind] == pytest.approx(values, rel=1e-4)
@@ -323,9 +330,9 @@ def test_a_run_with_other_kinds_than_the_recipe_is_refused(everything, tmp_path)
 def test_theta_comes_back_from_a_result_in_every_kind(everything):
     experiment = Experiment(read(everything.recipe_file))
     problem = experiment.problem()
-    theta = problem.theta_of(everything.result()["hyperparameters"])
+    theta = problem.theta_of(result_of(everything)["hyperparameters"])
     h = problem.run(theta, 0, problem.steps, problem.initial_state(theta))
     assert float(problem.loss(h)) == pytest.approx(
-        everything.result()["best"]["meta_loss"], rel=1e-4
+        result_of(everything)["best"]["meta_loss"], rel=1e-4
     )
     assert torch.isfinite(theta).all()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
+from runs import as_json
 
 from hyperrbp import tune_recipe
 from hyperrbp.config.loading import read
@@ -16,7 +17,7 @@ def losses(data_root, folder, method: str, steps: int) -> list[float]:
     overrides = [("", "gradient.method", method), ("", "inner.steps", steps)]
     recipe = read(find("mnist"), overrides)
     assert (recipe.meta.steps, recipe.gradient.trunc, recipe.seed) == (60, 50, 1234)
-    result = tune_recipe(recipe, folder, data_root=data_root)
+    result = as_json(tune_recipe(recipe, folder, data_root=data_root))
     return [math.log10(loss) for loss in result["meta_loss"]]
 
 

@@ -13,6 +13,7 @@ import factories
 import pytest
 import torch
 from factories import LEARNING, documents_text, memory_text, outcome, tuning_text
+from runs import Keeps, as_json, records_of, result_of
 from systems import small_graph
 from torch import Tensor
 
@@ -24,7 +25,7 @@ from hyperrbp.experiments.experiment import Experiment
 from hyperrbp.experiments.run_folder import RunFolder
 from hyperrbp.experiments.systems.associative_memory import AssociativeMemory, binarized, corrupt
 from hyperrbp.experiments.train import train_recipe
-from hyperrbp.experiments.trainers.equilibrium import EquilibriumTrainer
+from hyperrbp.experiments.trainers.equilibrium import Best, EquilibriumTrainer
 from hyperrbp.experiments.trainers.inner_run import InnerRunTrainer
 from hyperrbp.experiments.tune import tune_recipe
 from hyperrbp.hypergradients import METHODS
@@ -72,47 +73,26 @@ def surroundings(monkeypatch):
     )
 
 
-class Counts:
-    """An observer that keeps what it is told, and may stop a run before a record is written."""
-
-    def __init__(self, stop_at: int | None = None) -> None:
-        self.records: list[dict] = []
-        self.earlier: list[dict] | None = None
-        self.stop_at, self.calls = stop_at, []
-
-    def started(self, trainer, folder, earlier) -> None:
-        self.calls.append("started")
-        self.unit, self.earlier = trainer.unit, list(earlier)
-
-    def stepped(self, record) -> None:
-        if record[self.unit] == self.stop_at:
-            raise KeyboardInterrupt
-        self.records.append(record)
-
-    def stopped(self) -> None:
-        self.calls.append("stopped")
-
-
 # --- a run and its folder ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["memory", "documents"])
 def test_a_run_folder_of_a_network(tmp_path, kind):
-    watcher = Counts()
-    result = train_recipe(recipe(kind), tmp_path / "run", observers=[watcher])
+    watcher = Keeps()
+    result = as_json(train_recipe(recipe(kind), tmp_path / "run", callbacks=[watcher]))
     folder = RunFolder(tmp_path / "run")
-    assert result == folder.result()
+    assert result == result_of(folder)
     assert set(result) == {
         "status", "seed", "device", "system", "method", "trunc", "updates", "epochs", "best",
         "test", "seconds", "peak_bytes", "wall_seconds", "run_folder", "weights", "environment",
-        "inexact_resumes",
+        "inexact_resumes", "kind", "schema_version",
     }  # fmt: skip
     assert result["status"] == "done"
     assert (result["epochs"], result["seed"], result["device"]) == (6, 1234, "cpu")
-    records = folder.records()
+    records = records_of(folder)
     assert records == watcher.records
     assert watcher.earlier == []
-    assert watcher.calls == ["started", "stopped"]
+    assert watcher.calls == ["start", "end"]
     assert [record["epoch"] for record in records] == list(range(7))
     updates = result["updates"]
     for record in records:
@@ -149,7 +129,7 @@ def test_the_weights_are_those_of_the_best_epoch(tmp_path, kind):
     rate = {"memory": 0.3, "documents": 5.0}[kind]
     train_recipe(recipe(kind, training__learning_rate=rate), tmp_path / "run")
     folder = RunFolder(tmp_path / "run")
-    result = folder.result()
+    result = result_of(folder)
     epoch = result["best"]["epoch"]
     assert epoch < 6, "the last one is the best: nothing is shown"
     found = read_tensors(folder.weights_file)
@@ -169,14 +149,14 @@ def test_of_epochs_that_are_alike_the_first_is_best(monkeypatch):
     training = EquilibriumTrainer(recipe("memory"))
     for _ in range(3):
         training.advance()
-    assert training.best["epoch"] == 0
+    assert training.best.epoch == 0
 
 
 @pytest.mark.parametrize(("kind", "epochs"), [("memory", 20), ("documents", 40)])
 def test_the_loss_falls(tmp_path, kind, epochs):
     changes = {"training__epochs": epochs, "training__validate_every": 10}
     train_recipe(recipe(kind, **changes), tmp_path / "run")
-    records = RunFolder(tmp_path / "run").records()
+    records = records_of(tmp_path / "run")
     assert records[-1]["loss"] < 0.6 * records[0]["loss"]
 
 
@@ -207,7 +187,7 @@ def test_an_epoch_is_an_ordinary_training_loop(kind):
             loss.backward()
             optimizer.step()
             total += example.share * float(loss.detach())
-        assert training.advance()["loss"] == pytest.approx(total, rel=1e-9)
+        assert training.advance().loss == pytest.approx(total, rel=1e-9)
     for ours, theirs in zip(
         training.system.network.parameters(), network.parameters(), strict=True
     ):
@@ -287,16 +267,16 @@ def test_a_run_stopped_at_any_record_goes_on_to_the_same_bits(tmp_path, kind):
     expected = outcome(tmp_path / "whole")
     for stop_at in range(len(expected[0])):
         folder = tmp_path / f"stopped{stop_at}"
-        watcher = Counts(stop_at)
+        watcher = Keeps(stop_at)
         with pytest.raises(KeyboardInterrupt):
-            train_recipe(recipe(kind), folder, observers=[watcher])
-        assert watcher.calls == ["started", "stopped"]
+            train_recipe(recipe(kind), folder, callbacks=[watcher])
+        assert watcher.calls == ["start", "end"]
         assert not RunFolder(folder).result_file.exists()
-        assert len(RunFolder(folder).records()) == stop_at
-        again = Counts()
-        train_recipe(recipe(kind), folder, resume=True, observers=[again])
+        assert len(records_of(folder)) == stop_at
+        again = Keeps()
+        train_recipe(recipe(kind), folder, resume=True, callbacks=[again])
         assert outcome(folder) == expected
-        assert again.earlier + again.records == RunFolder(folder).records()
+        assert again.earlier + again.records == records_of(folder)
         shutil.rmtree(folder)
 
 
@@ -341,19 +321,19 @@ def test_resuming_twice_and_resuming_what_is_done(tmp_path):
                 recipe("memory"),
                 tmp_path / "run",
                 resume=stop_at > 3,
-                observers=[Counts(stop_at)],
+                callbacks=[Keeps(stop_at)],
             )
     train_recipe(recipe("memory"), tmp_path / "run", resume=True)
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
-    watcher = Counts()
-    train_recipe(recipe("memory"), tmp_path / "run", resume=True, observers=[watcher])
+    watcher = Keeps()
+    train_recipe(recipe("memory"), tmp_path / "run", resume=True, callbacks=[watcher])
     assert watcher.records == []
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
 
 
 def test_another_recipe_is_refused(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        train_recipe(recipe("documents"), tmp_path / "run", observers=[Counts(3)])
+        train_recipe(recipe("documents"), tmp_path / "run", callbacks=[Keeps(3)])
     before = sorted((p.name, p.read_bytes()) for p in (tmp_path / "run").iterdir())
     change = r"inference\.updates: 7 → 5.*only training\.epochs may change"
     with pytest.raises(CheckpointError, match=change):
@@ -484,17 +464,17 @@ def injected(kind: str, monkeypatch, site: str, value: float) -> None:
 def test_nothing_non_finite_reaches_the_weights(tmp_path, monkeypatch, kind, site, value):
     """Two sites, systems and values; catches an update before its gradient was looked at."""
     injected(kind, monkeypatch, site, value)
-    watcher = Counts()
+    watcher = Keeps()
     with pytest.raises(DivergedError, match=f"epoch 3: the {site} is not finite") as raised:
-        train_recipe(recipe(kind), tmp_path / "run", observers=[watcher])
+        train_recipe(recipe(kind), tmp_path / "run", callbacks=[watcher])
     assert raised.value.exit_code == 6
-    assert watcher.calls == ["started", "stopped"]
+    assert watcher.calls == ["start", "end"]
     folder = RunFolder(tmp_path / "run")
-    result = folder.result()
+    result = result_of(folder)
     assert result["status"] == f"epoch 3: the {site} is not finite"
     assert result["epochs"] == 2
     assert result["best"]["epoch"] in (0, 2)
-    assert [record["epoch"] for record in folder.records()] == [0, 1, 2]
+    assert [record["epoch"] for record in records_of(folder)] == [0, 1, 2]
     for tensor in read_tensors(folder.weights_file).values():
         assert tensor.isfinite().all()
     tensors = checkpoint.load(folder.checkpoint_file)[1]
@@ -510,8 +490,8 @@ def test_the_inner_training_diverges_by_name(tmp_path, monkeypatch):
     with pytest.raises(DivergedError, match="training step 5: the loss is not finite"):
         train_recipe(recipe("inner"), tmp_path / "run")
     folder = RunFolder(tmp_path / "run")
-    assert folder.result()["status"] == "training step 5: the loss is not finite"
-    assert [record["step"] for record in folder.records()] == list(range(5))
+    assert result_of(folder)["status"] == "training step 5: the loss is not finite"
+    assert [record["step"] for record in records_of(folder)] == list(range(5))
     assert all(tensor.isfinite().all() for tensor in read_tensors(folder.weights_file).values())
 
 
@@ -548,12 +528,12 @@ def test_an_output_that_is_not_finite_is_never_the_best(tmp_path, monkeypatch):
     monkeypatch.setattr(Hopfield, "spoilt", False, raising=False)
     training = EquilibriumTrainer(recipe("memory", data__corruption=1.0))
     training.advance()
-    training.best["badness"] = 0.9  # as an unlucky start has it
+    training.best = Best(badness=0.9)  # as an unlucky start has it
     monkeypatch.setattr(Hopfield, "spoilt", True)
     training.advance()
     with pytest.raises(DivergedError, match="epoch 2: the network's output is not finite"):
         training.advance()
-    assert training.best["epoch"] == 0
+    assert training.best.epoch == 0
 
 
 # --- methods and penalties -----------------------------------------------------------------------
@@ -563,8 +543,8 @@ def test_an_output_that_is_not_finite_is_never_the_best(tmp_path, monkeypatch):
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_every_method_trains(tmp_path, kind, method):
     changed = recipe(kind, gradient__method=method, training__epochs=2)
-    result = train_recipe(changed, tmp_path / "run")
-    records = RunFolder(tmp_path / "run").records()
+    result = as_json(train_recipe(changed, tmp_path / "run"))
+    records = records_of(tmp_path / "run")
     assert result["method"] == method
     assert records[2]["loss"] < records[0]["loss"]
     assert isinstance(records[1]["gradient"]["status"], str)
@@ -577,7 +557,7 @@ def test_a_methods_options_reach_it(monkeypatch):
     for changed in (damped, plain):
         training = EquilibriumTrainer(changed)
         training.advance()
-        norms.append(training.advance()["gradient"]["norm"])
+        norms.append(training.advance().gradient.norm)
     assert norms[0] < 0.1 * norms[1]
 
 
@@ -597,7 +577,7 @@ def test_every_penalty_is_recorded_and_felt(tmp_path, kind, name):
     settings = {**initial, "training__epochs": 2}
     train_recipe(recipe(kind, **settings), tmp_path / "plain")
     train_recipe(recipe(kind, **settings, penalty=section), tmp_path / "run")
-    records = RunFolder(tmp_path / "run").records()
+    records = records_of(tmp_path / "run")
     assert "penalty" not in records[0]
     for record in records[1:]:
         penalty = record["penalty"]
@@ -609,11 +589,11 @@ def test_every_penalty_is_recorded_and_felt(tmp_path, kind, name):
     # Its loss is recorded without it, and what comes after it is trained with it.
     plain = RunFolder(tmp_path / "plain")
     if kind == "documents":
-        assert records[1]["loss"] == plain.records()[1]["loss"]
-    assert records[2]["loss"] != plain.records()[2]["loss"]
+        assert records[1]["loss"] == records_of(plain)[1]["loss"]
+    assert records[2]["loss"] != records_of(plain)[2]["loss"]
     weights = (read_tensors(run / "weights.safetensors") for run in tmp_path.iterdir())
     one, other = (list(tensors.values()) for tensors in weights)
-    if RunFolder(tmp_path / "run").result()["best"]["epoch"]:
+    if result_of(tmp_path / "run")["best"]["epoch"]:
         assert any(not torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
@@ -622,7 +602,7 @@ def test_a_penalty_resumes_to_the_same_bits(tmp_path):
     spread = {"network__init_std": 0.3, "penalty": section}
     train_recipe(recipe("memory", **spread), tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        train_recipe(recipe("memory", **spread), tmp_path / "run", observers=[Counts(4)])
+        train_recipe(recipe("memory", **spread), tmp_path / "run", callbacks=[Keeps(4)])
     train_recipe(recipe("memory", **spread), tmp_path / "run", resume=True)
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
 
@@ -653,14 +633,14 @@ def run_by_hand(theta_of: Callable[[TrainingRun], Tensor], **changes):
 
 
 def test_an_inner_training_is_the_problems_run(tmp_path):
-    result = train_recipe(recipe("inner"), tmp_path / "run")
+    result = as_json(train_recipe(recipe("inner"), tmp_path / "run"))
     folder = RunFolder(tmp_path / "run")
     experiment, problem, h = run_by_hand(lambda problem: problem.initial_theta(math.exp(-1), 0.5))
-    assert result == folder.result()
+    assert result == result_of(folder)
     assert set(result) == {
         "status", "seed", "device", "train_steps", "meta_loss", "heldout", "heldout_accuracy",
         "hyperparameters", "seconds", "peak_bytes", "wall_seconds", "run_folder", "weights",
-        "environment", "inexact_resumes",
+        "environment", "inexact_resumes", "kind", "schema_version",
     }  # fmt: skip
     assert result["meta_loss"] == float(problem.loss_and_gradient(h)[0])
     assert result["heldout_accuracy"] == problem.accuracy(h, experiment.data.heldout)
@@ -670,7 +650,7 @@ def test_an_inner_training_is_the_problems_run(tmp_path):
     assert set(found) == set(problem.tensors)
     for name, piece in zip(problem.tensors, pieces, strict=True):
         assert torch.equal(found[name], piece)
-    records = folder.records()
+    records = records_of(folder)
     assert [record["step"] for record in records] == list(range(13))
     assert all("loss" in record and "meta_loss" not in record for record in records[:-1])
     assert records[-1]["meta_loss"] == result["meta_loss"]
@@ -680,15 +660,15 @@ def test_an_inner_training_is_the_problems_run(tmp_path):
 def test_a_long_inner_training_is_recorded_in_stretches(tmp_path):
     longer = {"inner__steps": 450}
     train_recipe(recipe("inner", **longer), tmp_path / "run")
-    records = RunFolder(tmp_path / "run").records()
+    records = records_of(tmp_path / "run")
     assert [record["step"] for record in records] == list(range(0, 451, 3))
     _, problem, h = run_by_hand(lambda p: p.initial_theta(math.exp(-1), 0.5), **longer)
     assert records[-1]["meta_loss"] == float(problem.loss_and_gradient(h)[0])
 
 
 def test_an_inner_training_with_tuned_hyperparameters(tmp_path):
-    tuned = tune_recipe(recipe("inner"), tmp_path / "tuned")["hyperparameters"]
-    result = train_recipe(recipe("inner"), tmp_path / "run", hyperparameters=tuned)
+    tuned = as_json(tune_recipe(recipe("inner"), tmp_path / "tuned"))["hyperparameters"]
+    result = as_json(train_recipe(recipe("inner"), tmp_path / "run", hyperparameters=tuned))
     for kind in ("learning_rate", "momentum"):
         for name, value in tuned[kind].items():
             assert result["hyperparameters"][kind][name] == pytest.approx(value, rel=1e-5)
@@ -696,7 +676,7 @@ def test_an_inner_training_with_tuned_hyperparameters(tmp_path):
     assert result["meta_loss"] == float(problem.loss_and_gradient(h)[0])
     with pytest.raises(KeyboardInterrupt):
         train_recipe(
-            recipe("inner"), tmp_path / "cut", hyperparameters=tuned, observers=[Counts(11)]
+            recipe("inner"), tmp_path / "cut", hyperparameters=tuned, callbacks=[Keeps(11)]
         )
     train_recipe(recipe("inner"), tmp_path / "cut", hyperparameters=tuned, resume=True)
     assert outcome(tmp_path / "cut") == outcome(tmp_path / "run")
@@ -706,9 +686,7 @@ def test_hyperparameters_are_kept_from_the_first_record_on(tmp_path):
     problem = Experiment(recipe("inner")).problem()
     tuned = problem.describe(problem.initial_theta(0.1, 0.9))
     with pytest.raises(KeyboardInterrupt):
-        train_recipe(
-            recipe("inner"), tmp_path / "run", hyperparameters=tuned, observers=[Counts(4)]
-        )
+        train_recipe(recipe("inner"), tmp_path / "run", hyperparameters=tuned, callbacks=[Keeps(4)])
     others = problem.describe(problem.initial_theta(0.2, 0.9))
     with pytest.raises(UsageError, match="begun with others"):
         train_recipe(recipe("inner"), tmp_path / "run", hyperparameters=others, resume=True)

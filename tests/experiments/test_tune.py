@@ -9,16 +9,19 @@ import time
 import pytest
 import torch
 from factories import LEARNING, outcome, recipe, tuning_text
-from hyperrbp.experiments.final_evaluation import evaluate_replicates
+from runs import Keeps, StopsAt, as_json, records_of, result_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from hyperrbp import tune_recipe
 from hyperrbp.config.loading import read
 from hyperrbp.exceptions import CheckpointError, UsageError
 from hyperrbp.experiments import checkpoint
+from hyperrbp.experiments.evaluation import compare_on_replicates
 from hyperrbp.experiments.experiment import Experiment
+from hyperrbp.experiments.results.records import StepRecord
 from hyperrbp.experiments.run_folder import RunFolder
 from hyperrbp.reporting.tensorboard import TensorBoard, scalars
+from hyperrbp.runtime.callbacks import Progress
 
 TINY = tuning_text(
     **LEARNING, name="tiny", meta__steps=5, meta__decay={"factor": 0.5, "from_step": 3}
@@ -37,14 +40,14 @@ def test_a_run_folder_and_its_rerun(tmp_path):
 
     Catches numbers from a global generator, and a seed that does not count.
     """
-    result = tune_recipe(tiny(), tmp_path / "one", observers=[TensorBoard()])
+    result = as_json(tune_recipe(tiny(), tmp_path / "one", callbacks=[TensorBoard()]))
     folder = RunFolder(tmp_path / "one")
     assert result["status"] == "done"
-    assert result == folder.result()
+    assert result == result_of(folder)
     assert len(result["meta_loss"]) == 6
     best = min(range(6), key=result["meta_loss"].__getitem__)
     assert result["best"] == {"meta_step": best, "meta_loss": result["meta_loss"][best]}
-    records = folder.records()
+    records = records_of(folder)
     assert result["hyperparameters"] == records[best]["hyperparameters"]
     assert result["untuned"] == records[0]["hyperparameters"]
     assert result["stopped_early"] is None
@@ -59,7 +62,7 @@ def test_a_run_folder_and_its_rerun(tmp_path):
 
 
 def test_the_best_hyperparameters_train_to_the_best_loss(tmp_path):
-    result = tune_recipe(tiny(**{"meta.learning_rate": 1.5}), tmp_path / "run")
+    result = as_json(tune_recipe(tiny(**{"meta.learning_rate": 1.5}), tmp_path / "run"))
     assert 0 < result["best"]["meta_step"] < 5, "the best is neither the first nor the last"
     assert result["last"]["meta_step"] == 5
     assert result["last"]["hyperparameters"] != result["hyperparameters"]
@@ -92,20 +95,25 @@ def by_hand(experiment, theta, number):
 
 @pytest.mark.parametrize("seeds", [0, 1, 4])
 def test_the_answer_is_tested_from_other_draws_on_the_held_out_examples(tmp_path, seeds):
-    heard = []
-    result = tune_recipe(
-        tiny(**{"meta.learning_rate": 0.3, "record.test_seeds": seeds}),
-        tmp_path / "run",
-        told=lambda *told: heard.append(told),
+    kept = Keeps()
+    result = as_json(
+        tune_recipe(
+            tiny(**{"meta.learning_rate": 0.3, "record.test_seeds": seeds}),
+            tmp_path / "run",
+            callbacks=[kept],
+        )
     )
     if seeds == 0:
         assert "test" not in result
-        assert heard == []
+        assert kept.progress == []
         return
     experiment = Experiment(read(tmp_path / "run" / "recipe.yaml"))
     steps = experiment.recipe.inner.steps
     what = "test on the held-out examples"
-    assert heard == [(what, steps * done, steps * 2 * seeds) for done in range(2 * seeds + 1)]
+    assert kept.progress == [
+        Progress(what, steps * done, steps * 2 * seeds, "training steps")
+        for done in range(2 * seeds + 1)
+    ]
     assert set(result["test"]) == {"seeds", "tuned", "untuned"}
     assert result["test"]["seeds"] == seeds
     for name, kept in (("tuned", "hyperparameters"), ("untuned", "untuned")):
@@ -149,14 +157,14 @@ def test_a_test_run_that_turns_non_finite_is_null_and_counted(monkeypatch):
         return problem
 
     wild = experiment.theta + 100  # rates that overflow
-    found = evaluate_replicates(experiment, {"tuned": wild}, lambda *_: None)["tuned"]
+    found = as_json(compare_on_replicates(experiment, wild, experiment.theta).tuned)
     assert found == {
         "loss": {"mean": None, "deviation": None, "values": [None] * 3},
         "accuracy": {"mean": None, "deviation": None, "values": [None] * 3},
         "diverged": 3,
     }
     monkeypatch.setattr(Experiment, "replicate", one_is_bad)
-    found = evaluate_replicates(experiment, {"tuned": experiment.theta}, lambda *_: None)["tuned"]
+    found = as_json(compare_on_replicates(experiment, experiment.theta, wild).tuned)
     assert found["diverged"] == 1
     for measure in ("loss", "accuracy"):
         values = found[measure]["values"]
@@ -173,11 +181,11 @@ IMPATIENT = {"meta.learning_rate": 4.0, "meta.steps": 12, "meta.patience": 3}
 
 
 def test_a_run_out_of_patience_is_done_and_says_when(tmp_path):
-    result = tune_recipe(tiny(**IMPATIENT), tmp_path / "whole")
+    result = as_json(tune_recipe(tiny(**IMPATIENT), tmp_path / "whole"))
     end, best = result["stopped_early"]["meta_step"], result["best"]["meta_step"]
     assert result["status"] == "done"
     assert end == best + 3 < 12
-    records = RunFolder(tmp_path / "whole").records()
+    records = records_of(tmp_path / "whole")
     assert [record["meta_step"] for record in records] == list(range(end + 1))
     # Resumed after its end it stays as it is, and interrupted it ends at the same place.
     truth = outcome(tmp_path / "whole")
@@ -185,7 +193,7 @@ def test_a_run_out_of_patience_is_done_and_says_when(tmp_path):
     assert outcome(tmp_path / "whole") == truth
     for at in (1, end):
         with pytest.raises(KeyboardInterrupt):
-            tune_recipe(tiny(**IMPATIENT), tmp_path / f"cut{at}", observers=[Stops(at)])
+            tune_recipe(tiny(**IMPATIENT), tmp_path / f"cut{at}", callbacks=[StopsAt(at)])
         tune_recipe(tiny(**IMPATIENT), tmp_path / f"cut{at}", resume=True)
         assert outcome(tmp_path / f"cut{at}") == truth
 
@@ -216,7 +224,7 @@ def test_global_generators_stand_as_they_stood(tmp_path):
     import rich.style  # noqa: F401  # it draws a number when it is imported
 
     before = torch.get_rng_state(), python_random.getstate(), np.random.get_state()[1].tolist()
-    tune_recipe(tiny(**{"meta.steps": 1}), tmp_path / "run", observers=[TensorBoard()])
+    tune_recipe(tiny(**{"meta.steps": 1}), tmp_path / "run", callbacks=[TensorBoard()])
     assert torch.equal(torch.get_rng_state(), before[0])
     assert python_random.getstate() == before[1]
     assert np.random.get_state()[1].tolist() == before[2]
@@ -268,28 +276,13 @@ def test_a_run_killed_before_its_first_checkpoint_starts_anew(tmp_path):
         tune_recipe(tiny(), folder.path, resume=True)
 
 
-class Stops:
-    """Interrupts a run when TensorBoard has a meta step and the records have not."""
-
-    def __init__(self, at) -> None:
-        self._at = at
-
-    def started(self, experiment, folder, earlier) -> None: ...
-
-    def stopped(self) -> None: ...
-
-    def stepped(self, record, theta) -> None:
-        if record["meta_step"] == self._at:
-            raise KeyboardInterrupt
-
-
 def test_tensorboard_shows_each_meta_step_once_after_a_resume(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        tune_recipe(tiny(), tmp_path / "run", observers=[TensorBoard(), Stops(3)])
+        tune_recipe(tiny(), tmp_path / "run", callbacks=[TensorBoard(), StopsAt(3)])
     run = RunFolder(tmp_path / "run")
-    assert len(run.records()) == 3
+    assert len(records_of(run)) == 3
     time.sleep(1.1)  # event files are named by the second
-    tune_recipe(tiny(), run.path, resume=True, observers=[TensorBoard()])
+    tune_recipe(tiny(), run.path, resume=True, callbacks=[TensorBoard()])
     events = EventAccumulator(str(run.events))
     events.Reload()
     for tag in ("meta/loss", "momentum/output.bias"):
@@ -303,19 +296,19 @@ def test_a_torn_last_record_is_dropped(tmp_path):
     last = whole[:-1].rfind(b"\n") + 1
     for cut in range(last, len(whole) - 1, 97):
         run.records_file.write_bytes(whole[:cut])
-        assert len(run.records()) == 5
+        assert len(records_of(run)) == 5
     run.records_file.write_bytes(b"{broken}\n" + whole)
     with pytest.raises(CheckpointError, match=r"records\.jsonl:1"):
-        run.records()
+        records_of(run)
 
 
 def test_tensorboard_has_every_curve(tmp_path):
-    tune_recipe(tiny(), tmp_path / "run", observers=[TensorBoard()])
+    tune_recipe(tiny(), tmp_path / "run", callbacks=[TensorBoard()])
     events = EventAccumulator(str(tmp_path / "run" / "events"))
     events.Reload()
     tags = set(events.Tags()["scalars"])
-    records = RunFolder(tmp_path / "run").records()
-    assert tags == set(scalars(records[0]))
+    records = records_of(tmp_path / "run")
+    assert tags == set(scalars(RunFolder(tmp_path / "run").records(StepRecord)[0]))
     for tensor in ("hidden1.weight", "hidden1.bias", "output.weight", "output.bias"):
         for group in ("learning_rate", "momentum", "gradient_momentum", "standard_error_momentum"):
             assert f"{group}/{tensor}" in tags
@@ -340,6 +333,6 @@ def test_observers_change_no_bit(tmp_path):
 
     Catches an observer that writes into what it is shown.
     """
-    tune_recipe(tiny(), tmp_path / "watched", observers=[TensorBoard()])
+    tune_recipe(tiny(), tmp_path / "watched", callbacks=[TensorBoard()])
     tune_recipe(tiny(), tmp_path / "bare")
     assert outcome(tmp_path / "watched") == outcome(tmp_path / "bare")

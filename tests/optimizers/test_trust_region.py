@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from factories import tuning_text
+from runs import StopsAfter, as_json
 from systems import random_linear, run_of, small_training_run
 
 from hyperrbp.config.loading import parse
@@ -443,38 +444,20 @@ TINY = tuning_text(
 )
 
 
-class Stops:
-    """Interrupts a run after so many records."""
-
-    def __init__(self, after):
-        self._left = after
-
-    def started(self, experiment, folder, earlier):
-        pass
-
-    def stepped(self, record, theta):
-        self._left -= 1
-        if self._left < 0:
-            raise KeyboardInterrupt
-
-    def stopped(self):
-        pass
-
-
 def test_a_tuning_run_by_search_can_be_resumed_bit_for_bit(tmp_path):
     """And go on to more meta steps. Catches a state that is not read back."""
     recipe = parse(TINY)
-    whole = tune_recipe(recipe, tmp_path / "whole")
+    whole = as_json(tune_recipe(recipe, tmp_path / "whole"))
     for after in (0, 2, 7, 12):
         folder = tmp_path / f"after{after}"
         with pytest.raises(KeyboardInterrupt):
-            tune_recipe(recipe, folder, observers=[Stops(after)])
-        found = tune_recipe(recipe, folder, resume=True)
+            tune_recipe(recipe, folder, callbacks=[StopsAfter(after)])
+        found = as_json(tune_recipe(recipe, folder, resume=True))
         assert found["meta_loss"] == whole["meta_loss"]
         assert found["hyperparameters"] == whole["hyperparameters"]
     assert len(whole["meta_loss"]) == 13
     assert whole["best"]["meta_loss"] == min(whole["meta_loss"])
-    again = tune_recipe(recipe, tmp_path / "whole", resume=True)
+    again = as_json(tune_recipe(recipe, tmp_path / "whole", resume=True))
     assert again["meta_loss"] == whole["meta_loss"]
     lines = (tmp_path / "whole" / "records.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
@@ -485,8 +468,8 @@ def test_a_tuning_run_by_search_can_be_resumed_bit_for_bit(tmp_path):
     known = [r["gradient_information"] for r in records if r["source"] == "gradient"]
     assert all(found["status"] == "growing" and found["products"] == 6 for found in known)
     assert all(found["norm"] > 0 and found["meta_step"] < 12 for found in known)
-    more = tune_recipe(
-        parse(TINY.replace("steps: 12", "steps: 15")), tmp_path / "whole", resume=True
+    more = as_json(
+        tune_recipe(parse(TINY.replace("steps: 12", "steps: 15")), tmp_path / "whole", resume=True)
     )
     assert more["meta_loss"][:13] == whole["meta_loss"]
     assert len(more["meta_loss"]) == 16
@@ -560,18 +543,19 @@ def test_a_surrogate_needs_no_gradient_that_sees():
 
 
 def test_the_terminal_says_what_is_screened_and_who_proposed_what(tmp_path, capsys):
-    from hyperrbp.reporting.terminal import Plain, answer
     from rich.console import Console
 
+    from hyperrbp.reporting.results import tuning_page
+    from hyperrbp.reporting.tuning_lines import TuningLines
+
     console = Console(width=300)
-    plain = Plain(console)
-    result = tune_recipe(parse(TINY), tmp_path / "run", observers=[plain], told=plain.told)
+    result = tune_recipe(parse(TINY), tmp_path / "run", callbacks=[TuningLines(console)])
     said = capsys.readouterr().out
     assert "before them, 9 points are screened, for as long as about 2 take" in said
     assert "screening: 0 of " in said
-    assert result["given_up"] >= 6
+    assert result.given_up >= 6
     assert "hyperparameters; neumann with K = 3 and optimizer both on cpu, 1 thread" in said
-    console.print(answer(result | {"optimizer": "surrogate"}))
+    console.print(tuning_page(result.model_copy(update={"optimizer": "surrogate"})))
     said_at_the_end = capsys.readouterr().out
     assert " a surrogate on cpu" in said_at_the_end
     assert " → " not in said_at_the_end[said_at_the_end.index("meta loss") :]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from runs import StopsAt, records_of, result_of
 from systems import small_graph
 from typer.testing import CliRunner
 
@@ -146,22 +147,10 @@ class Calls:
             def counted(recipe, out, real=real, **options):
                 self.run_specs.append(out.name)
                 if len(self.run_specs) - 1 == self.stop_at:
-                    options["observers"] = [*options["observers"], Stops()]
+                    options["callbacks"] = [*options["callbacks"], StopsAt(1)]
                 return real(recipe, out, **options)
 
             monkeypatch.setattr(f"{module}.{name}", counted)
-
-
-class Stops:
-    """Interrupts a run at its third record, or second meta step."""
-
-    def started(self, *_) -> None: ...
-
-    def stopped(self) -> None: ...
-
-    def stepped(self, record, *_) -> None:
-        if record.get("epoch", record.get("meta_step")) == 1:
-            raise KeyboardInterrupt
 
 
 # --- what there is -------------------------------------------------------------------------------
@@ -315,7 +304,7 @@ def test_what_was_measured(everything):
         assert row["seeds"] == 1
         assert row["mean"] == row["seed_0"]
     (folder,) = (everything.out / "runs").glob("cora-neumann-K5-*-seed0")
-    run = RunFolder(folder).result()
+    run = result_of(folder)
     assert by_method["neumann"]["mean"] == pytest.approx(100 * run["test"]["accuracy"])
     assert {row["status"] for row in documents["table2"]["rows"][6:]} == {"not run: files absent"}
     assert "pubmed: not run" in documents["table2"]["verdict"]
@@ -408,7 +397,7 @@ def test_an_interrupted_reproduction_goes_on(small, monkeypatch):
     assert not (small / "cut" / "figure1.json").exists()
     assert len(calls.run_specs) == 2
     stopped = RunFolder(small / "cut" / "runs" / calls.run_specs[-1])
-    assert len(stopped.records()) == 1
+    assert len(records_of(stopped)) == 1
     assert not stopped.result_file.exists()
     reproduce(["figure1"], QUICK, small / "cut")
     assert calls.run_specs[2:] == [spec.name for spec in find("figure1").run_specs(QUICK)][1:]

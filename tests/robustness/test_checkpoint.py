@@ -18,16 +18,17 @@ import pytest
 import torch
 from factories import SIX_STEPS, outcome, recipe
 from processes import watch_the_disk
+from runs import number_of
 from torch import Tensor
 from typer.testing import CliRunner
 
 from hyperrbp.cli import app as cli
 from hyperrbp.exceptions import CheckpointError, StorageError
 from hyperrbp.experiments import checkpoint
-from hyperrbp.experiments.run_folder import RunFolder
 from hyperrbp.experiments.train import train_recipe
 from hyperrbp.experiments.tune import tune_recipe
 from hyperrbp.runtime import files
+from hyperrbp.runtime.callbacks import Callback
 
 State = tuple[dict, dict[str, Tensor]]
 """The content and the tensors of a checkpoint."""
@@ -336,20 +337,18 @@ def test_a_damaged_checkpoint_never_takes_the_place_of_a_whole_one(tmp_path, par
 # --- a whole run over damage ---------------------------------------------------------------------
 
 
-class CopiesTheFolder:
-    """An observer that copies the folder before one record is written: a run killed there."""
+class CopiesTheFolder(Callback):
+    """Copies the folder before one record is written: a run killed there."""
 
     def __init__(self, number: int, to: Path) -> None:
         self.number, self.to = number, to
 
-    def started(self, of, folder: RunFolder, earlier) -> None:
-        self.folder = folder
+    def on_start(self, context) -> None:
+        self.folder = context.folder
 
-    def stepped(self, record, *rest) -> None:
-        if record.get("meta_step", record.get("epoch")) == self.number:
+    def on_record(self, record) -> None:
+        if number_of(record) == self.number:
             shutil.copytree(self.folder.path, self.to, ignore=shutil.ignore_patterns(".lock"))
-
-    def stopped(self) -> None: ...
 
 
 def hurt_contents(whole: bytes) -> list[bytes]:
@@ -363,7 +362,7 @@ def test_tune_resumed_over_a_damaged_checkpoint_ends_with_the_same_bits(tmp_path
     Catches damage that ends the run, and records kept that will be taken again.
     """
     at_four = CopiesTheFolder(4, tmp_path / "at four")
-    tune_recipe(recipe(SIX_STEPS["tune"]), tmp_path / "whole", observers=[at_four])
+    tune_recipe(recipe(SIX_STEPS["tune"]), tmp_path / "whole", callbacks=[at_four])
     file = tmp_path / "run" / "checkpoint.json"
     for content in hurt_contents((at_four.to / file.name).read_bytes()):
         shutil.rmtree(file.parent, ignore_errors=True)
@@ -381,7 +380,7 @@ def test_tune_resumed_over_a_damaged_checkpoint_ends_with_the_same_bits(tmp_path
 def test_train_resumed_over_a_damaged_checkpoint_ends_with_the_same_bits(tmp_path, caplog, part):
     """Six damages of the content, and six of the tensors. Catches records that stand twice."""
     at_five = CopiesTheFolder(5, tmp_path / "at five")
-    train_recipe(recipe(SIX_STEPS["train"]), tmp_path / "whole", observers=[at_five])
+    train_recipe(recipe(SIX_STEPS["train"]), tmp_path / "whole", callbacks=[at_five])
     file = tmp_path / "run" / "checkpoint.json"
     hurt = parts(at_five.to / file.name)[part]
     for content in hurt_contents(hurt.read_bytes()):

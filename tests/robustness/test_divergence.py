@@ -17,6 +17,7 @@ import torch
 from commands import assert_refused
 from factories import LEARNING, outcome, recipe, tuning_text
 from processes import FORKS
+from runs import StopsAt, as_json, records_of, result_of
 from systems import Linear, random_linear
 from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
@@ -407,13 +408,13 @@ def test_a_run_that_diverges_ends_with_6_and_leaves_its_best(tmp_path, site, val
     assert_refused(done, 6)
     assert done.stderr == f"hyperrbp: {reason}\n"
     folder = RunFolder(tmp_path / "run")
-    records, result = folder.records(), folder.result()
+    records, result = records_of(folder), result_of(folder)
     assert [record["meta_step"] for record in records] == list(range(BAD))
     assert result["status"] == reason
     assert result["rollbacks"] == []
     assert finite(result)
     tune_recipe(tiny(**{"meta.learning_rate": 3.0}), tmp_path / "whole")
-    known = RunFolder(tmp_path / "whole").records()[: BAD + (site == "update")]
+    known = records_of(tmp_path / "whole")[: BAD + (site == "update")]
     best = min(known, key=lambda record: record["meta_loss"])
     assert best["hyperparameters"] != result["last"]["hyperparameters"]
     assert result["best"] == {key: best[key] for key in ("meta_step", "meta_loss")}
@@ -444,7 +445,7 @@ def test_a_run_that_goes_back_tells_in_its_records_and_result(tmp_path, site, ca
     """
     recipe = tiny(**{"meta.on_divergence": "rollback", "meta.max_rollbacks": 2})
     with poison(site, math.nan, times=2):
-        result = tune_recipe(recipe, tmp_path / "run")
+        result = as_json(tune_recipe(recipe, tmp_path / "run"))
     records, _, _, state, _ = outcome(tmp_path / "run")
     reason = f"meta step {BAD}: the {SITES[site]} is not finite"
     to = min(records[: BAD + (site == "update")], key=lambda record: record["meta_loss"])
@@ -476,16 +477,16 @@ def test_a_meta_step_far_too_long_ends_well_with_rollback(tmp_path):
 
     assert_refused(stopped := tuned("stop"), 6)
     assert "is not finite" in stopped.stderr
-    assert finite(RunFolder(tmp_path / "stop").result()), "not even JSON"
+    assert finite(result_of(tmp_path / "stop")), "not even JSON"
     went_back = tuned("rollback")
     assert went_back.exit_code == 0, went_back.output
     result = json.loads(went_back.stdout)
     rollbacks = result["rollbacks"]
     assert 2 <= len(rollbacks) <= 10
     assert f"{0.5 ** len(rollbacks):g} times their length" in went_back.stderr
-    bests = [RunFolder(tmp_path / policy).result()["best"] for policy in ("stop", "rollback")]
+    bests = [result_of(tmp_path / policy)["best"] for policy in ("stop", "rollback")]
     assert bests[1]["meta_loss"] <= bests[0]["meta_loss"]
-    records = RunFolder(tmp_path / "rollback").records()
+    records = records_of(tmp_path / "rollback")
     assert [record["meta_step"] for record in records] == list(range(13))
     assert bests[1]["meta_loss"] == min(record["meta_loss"] for record in records)
     assert bests[1]["meta_loss"] < records[0]["meta_loss"]
@@ -495,21 +496,6 @@ def test_a_meta_step_far_too_long_ends_well_with_rollback(tmp_path):
 
 
 # --- interrupted around a rollback ----------------------------------------------------------------
-
-
-class Stops:
-    """Interrupts a run at a meta step, before its record and checkpoint are written."""
-
-    def __init__(self, at: int) -> None:
-        self._at = at
-
-    def started(self, *_: object) -> None: ...
-
-    def stopped(self) -> None: ...
-
-    def stepped(self, record, theta) -> None:
-        if record["meta_step"] == self._at:
-            raise KeyboardInterrupt
 
 
 class AtRollback(logging.Handler):
@@ -541,7 +527,7 @@ def test_an_interruption_around_a_rollback_costs_no_bit(tmp_path):
 
     Catches anything of a rollback that a checkpoint does not bring back.
     """
-    whole = tune_recipe(wild(), tmp_path / "whole")
+    whole = as_json(tune_recipe(wild(), tmp_path / "whole"))
     truth, count = outcome(tmp_path / "whole"), len(whole["rollbacks"])
     assert count >= 2
 
@@ -551,7 +537,7 @@ def test_an_interruption_around_a_rollback_costs_no_bit(tmp_path):
     for at in range(6):
         folder = tmp_path / f"step-{at}"
         with pytest.raises(KeyboardInterrupt):
-            tune_recipe(wild(), folder, observers=[Stops(at)])
+            tune_recipe(wild(), folder, callbacks=[StopsAt(at)])
         tune_recipe(wild(), folder, resume=True)
         assert outcome(folder) == truth, at
     log = logging.getLogger("hyperrbp")

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from factories import SIX_STEPS, outcome, recipe
 from processes import FORKS, watch_the_disk
+from runs import number_of, records_of
 
 from hyperrbp.exceptions import UsageError
 from hyperrbp.experiments import checkpoint
@@ -22,6 +23,7 @@ from hyperrbp.experiments.train import train_recipe
 from hyperrbp.experiments.tune import tune_recipe
 from hyperrbp.reporting.tensorboard import TensorBoard
 from hyperrbp.reporting.training_tensorboard import TrainingBoard
+from hyperrbp.runtime.callbacks import Callback
 
 SMALL = {
     "tune": recipe(SIX_STEPS["tune"], meta__steps=12),
@@ -34,28 +36,24 @@ UNSAVED = {"tune": 1, "train": 2}
 # --- in the process that is killed ---------------------------------------------------------------
 
 
-class Tells:
-    """An observer that tells another process how many records it has seen, and which was last."""
+class Tells(Callback):
+    """Tells another process how many records it has seen, and which was last."""
 
-    def __init__(self, told) -> None:
-        self._told = told
+    def __init__(self, counts) -> None:
+        self._counts = counts
 
-    def started(self, of, folder, earlier) -> None: ...
-
-    def stepped(self, record, *rest) -> None:
-        self._told[:] = [self._told[0] + 1, record.get("meta_step", record.get("epoch"))]
-
-    def stopped(self) -> None: ...
+    def on_record(self, record) -> None:
+        self._counts[:] = [self._counts[0] + 1, number_of(record)]
 
 
-def run(verb: str, folder: Path, told, resume: bool) -> None:
+def run(verb: str, folder: Path, counts, resume: bool) -> None:
     if verb == "tune":
-        tune_recipe(SMALL[verb], folder, resume=resume, observers=[TensorBoard(), Tells(told)])
+        tune_recipe(SMALL[verb], folder, resume=resume, callbacks=[TensorBoard(), Tells(counts)])
     else:
-        train_recipe(SMALL[verb], folder, resume=resume, observers=[TrainingBoard(), Tells(told)])
+        train_recipe(SMALL[verb], folder, resume=resume, callbacks=[TrainingBoard(), Tells(counts)])
 
 
-def go_on(verb: str, folder: Path, told, call: str, moment: int) -> None:
+def go_on(verb: str, folder: Path, counts, call: str, moment: int) -> None:
     """Resume, or begin anew where nothing had begun; be killed at this moment of such a call."""
     moments = count(1)
 
@@ -65,11 +63,11 @@ def go_on(verb: str, folder: Path, told, call: str, moment: int) -> None:
 
     watch_the_disk(pytest.MonkeyPatch(), kill)
     try:
-        run(verb, folder, told, resume=True)
+        run(verb, folder, counts, resume=True)
     except UsageError as error:
         if "there is no run" not in str(error):
             raise
-        run(verb, folder, told, resume=False)
+        run(verb, folder, counts, resume=False)
 
 
 # --- in the process that kills -------------------------------------------------------------------
@@ -81,19 +79,19 @@ How = tuple[str, float]
 
 def killed(verb: str, folder: Path, how: How = ("any", 0)) -> bool:
     """Go on with a run; whether it was killed, or else has ended well."""
-    told = FORKS.RawArray("i", [0, -1])
-    process = FORKS.Process(target=go_on, args=(verb, folder, told, *how), daemon=True)
+    counts = FORKS.RawArray("i", [0, -1])
+    process = FORKS.Process(target=go_on, args=(verb, folder, counts, *how), daemon=True)
     process.start()
     if how[0] == "time":
         records, seconds = divmod(how[1], 1)
         deadline = time.monotonic() + 120
-        while told[0] < records and process.is_alive() and time.monotonic() < deadline:
+        while counts[0] < records and process.is_alive() and time.monotonic() < deadline:
             time.sleep(0.001)
         time.sleep(0.05 * seconds)
         process.kill()
     process.join(120)
     assert process.exitcode in (0, -signal.SIGKILL)
-    assert told[1] + 1 - len(standing(folder)) <= UNSAVED[verb], "too much is lost"
+    assert counts[1] + 1 - len(standing(folder)) <= UNSAVED[verb], "too much is lost"
     return process.exitcode != 0
 
 
@@ -103,7 +101,7 @@ def standing(folder: Path) -> list[dict]:
     if not checkpoint.exists(run.checkpoint_file):
         return []
     content, _ = checkpoint.load(run.checkpoint_file)
-    return run.records()[: content.get("meta_step", content.get("epoch"))]
+    return records_of(run)[: content.get("meta_step", content.get("epoch"))]
 
 
 def runs_with(kills: int, verb: str, folder: Path, chance: random.Random) -> Iterator[Path]:
@@ -114,7 +112,7 @@ def runs_with(kills: int, verb: str, folder: Path, chance: random.Random) -> Ite
         while killed(verb, path, choice(done, chance) if done < kills else ("any", 0)):
             done += 1
             stood.append(standing(path))
-        records = RunFolder(path).records()
+        records = records_of(path)
         assert all(records[: len(before)] == before for before in stood), "taken again"
         yield path
         if done == kills:
@@ -199,12 +197,12 @@ def test_a_record_cut_at_any_offset_is_dropped_and_taken_again(tmp_path):
     shutil.copytree(tmp_path / "killed", run.path)
     for cut in range(len(torn) - 1):
         run.records_file.write_bytes(b"".join(lines[: len(before)]) + torn[:cut])
-        assert run.records() == before
+        assert records_of(run) == before
     last = len(torn) - 1
     for cut in (0, 1, 2, *(last * share // 6 for share in range(1, 6)), last - 1, last):
         shutil.rmtree(run.path)
         shutil.copytree(tmp_path / "killed", run.path)
         run.records_file.write_bytes(b"".join(lines[: len(before)]) + torn[:cut])
         assert not killed("tune", run.path)
-        assert run.records()[: len(before)] == before
+        assert records_of(run)[: len(before)] == before
         assert all_of(run.path) == expected

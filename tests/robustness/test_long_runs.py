@@ -9,11 +9,13 @@ import pytest
 import torch
 from factories import recipe, tuning_text
 from processes import live
+from runs import number_of, records_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from hyperrbp import tune_recipe
 from hyperrbp.experiments.run_folder import RunFolder
 from hyperrbp.reporting.tensorboard import TensorBoard
+from hyperrbp.runtime.callbacks import Callback
 
 TINY = tuning_text(
     name="tiny",
@@ -25,7 +27,7 @@ TINY = tuning_text(
 MiB = 2**20
 
 
-class Watcher:
+class Watcher(Callback):
     """What the process holds, and what is in the run folder, at some meta steps."""
 
     def __init__(self, at: tuple[int, ...]) -> None:
@@ -36,14 +38,12 @@ class Watcher:
         self.files: list[set[str]] = []
         self.checkpoints: list[int] = []
 
-    def started(self, experiment, folder, earlier) -> None:
-        self._folder = folder.path
+    def on_start(self, context) -> None:
+        self._folder, experiment = context.folder.path, context.experiment
         experiment.problem().prepare(experiment.theta)  # what is called 500 times is traced then
 
-    def stopped(self) -> None: ...
-
-    def stepped(self, record, theta) -> None:
-        if record["meta_step"] not in self._at:
+    def on_record(self, record) -> None:
+        if number_of(record) not in self._at:
             return
         found = [path for path in self._folder.rglob("*") if path.is_file()]
         self.files.append({str(path.relative_to(self._folder)) for path in found})
@@ -80,7 +80,7 @@ def test_a_long_run_holds_and_leaves_no_more_than_a_short_one(tmp_path, first, s
     watcher, board = Watcher(at), TensorBoard()
     before = torch.get_num_threads()
     try:
-        tune_recipe(recipe(TINY, meta__steps=steps), tmp_path / "run", observers=[board, watcher])
+        tune_recipe(recipe(TINY, meta__steps=steps), tmp_path / "run", callbacks=[board, watcher])
     finally:
         torch.set_num_threads(before)
     assert watcher.tensor_bytes == [watcher.tensor_bytes[0]] * 3
@@ -90,5 +90,5 @@ def test_a_long_run_holds_and_leaves_no_more_than_a_short_one(tmp_path, first, s
     assert watcher.files[0] == watcher.files[1] == watcher.files[2]
     assert max(watcher.checkpoints) < 1.25 * min(watcher.checkpoints)
     run = RunFolder(tmp_path / "run")
-    assert [record["meta_step"] for record in run.records()] == list(range(steps + 1))
+    assert [record["meta_step"] for record in records_of(run)] == list(range(steps + 1))
     assert event_steps(run.events) == list(range(steps + 1))

@@ -11,6 +11,7 @@ import pytest
 import torch
 from commands import assert_refused
 from factories import memory_text, outcome, recipe, tuning_text
+from runs import StopsAfter, as_json, records_of, result_of
 from typer.testing import CliRunner
 
 from hyperrbp import tune_recipe
@@ -125,28 +126,12 @@ def sections(keys: set[str]) -> set[str]:
     return {key.rsplit(".", n)[0] for key in keys for n in range(1, key.count(".") + 1)}
 
 
-class Stops:
-    """Interrupts a run before the record with this number."""
-
-    def __init__(self, at: int) -> None:
-        self._left = at + 1
-
-    def started(self, *_: object) -> None: ...
-
-    def stopped(self) -> None: ...
-
-    def stepped(self, *_: object) -> None:
-        self._left -= 1
-        if self._left == 0:
-            raise KeyboardInterrupt
-
-
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory) -> Path:
     """A tuning run that was interrupted after its first step; copy it."""
     folder = tmp_path_factory.mktemp("begun") / "run"
     with pytest.raises(KeyboardInterrupt):
-        tune_recipe(tiny(), folder, observers=[Stops(1)])
+        tune_recipe(tiny(), folder, callbacks=[StopsAfter(1)])
     return folder
 
 
@@ -215,7 +200,7 @@ def test_a_resume_with_another_recipe_is_refused(tmp_path, begun, key):
 def test_a_resume_with_another_walk_is_refused(tmp_path):
     begun = tiny(**{"meta.decay": None})
     with pytest.raises(KeyboardInterrupt):
-        tune_recipe(begun, tmp_path / "run", observers=[Stops(1)])
+        tune_recipe(begun, tmp_path / "run", callbacks=[StopsAfter(1)])
     another = tiny(**{"meta.decay": None, "meta.optimizer": "gradient"})
     with pytest.raises(CheckpointError, match=r"meta\.optimizer: 'adam' → 'gradient'"):
         tune_recipe(another, tmp_path / "run", resume=True)
@@ -260,7 +245,7 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path, whole):
     """
     folder = copy(whole, tmp_path / "run")
     for _ in range(2):
-        result = tune_recipe(tiny(), folder, resume=True)
+        result = as_json(tune_recipe(tiny(), folder, resume=True))
         assert result["status"] == "done"
         assert outcome(folder) == outcome(whole)
     assert set(content(folder)) == set(content(whole))
@@ -299,15 +284,15 @@ def test_a_resume_elsewhere_is_refused_or_said(tmp_path, begun, whole, key, capl
     assert content(folder) == before
     assert not caplog.records
     with pytest.raises(KeyboardInterrupt):
-        tune_recipe(tiny(), folder, resume=True, inexact_resume=True, observers=[Stops(1)])
+        tune_recipe(tiny(), folder, resume=True, inexact_resume=True, callbacks=[StopsAfter(1)])
     (logged,) = (record.getMessage() for record in caplog.records)
     assert f"going on elsewhere ({key}: {old!r} → {new!r})" in logged
     assert "no longer one that its recipe repeats bit for bit" in logged
     caplog.clear()
-    result = tune_recipe(tiny(), folder, resume=True)
+    result = as_json(tune_recipe(tiny(), folder, resume=True))
     assert not caplog.records, "an exact resume is nothing to warn of"
     assert result["inexact_resumes"] == [changes]
-    assert RunFolder(folder).result()["inexact_resumes"] == [changes]
+    assert result_of(folder)["inexact_resumes"] == [changes]
     assert outcome(folder)[0] == outcome(whole)[0]
 
 
@@ -321,9 +306,9 @@ def test_a_run_that_moves_twice_says_both(tmp_path, begun):
     with pytest.raises(CheckpointError, match=r"torch: '2\.0\.0' → .*; cpu: 'ABACUS' → "):
         tune_recipe(tiny(), folder, resume=True)
     with pytest.raises(KeyboardInterrupt):
-        tune_recipe(tiny(), folder, resume=True, inexact_resume=True, observers=[Stops(1)])
+        tune_recipe(tiny(), folder, resume=True, inexact_resume=True, callbacks=[StopsAfter(1)])
     second = moved(folder, python="2.7.18")
-    result = tune_recipe(tiny(), folder, resume=True, inexact_resume=True)
+    result = as_json(tune_recipe(tiny(), folder, resume=True, inexact_resume=True))
     assert result["inexact_resumes"] == [first, second]
 
 
@@ -336,12 +321,12 @@ def test_device_and_threads_are_the_checkpoints_to_watch(tmp_path, begun, whole)
     folder = copy(begun, tmp_path / "threads")
     with pytest.raises(CheckpointError, match=r"threads: 1 → 2\).* go on with --inexact-resume"):
         tune_recipe(tiny(threads=2), folder, resume=True)
-    result = tune_recipe(tiny(threads=2), folder, resume=True, inexact_resume=True)
+    result = as_json(tune_recipe(tiny(threads=2), folder, resume=True, inexact_resume=True))
     assert result["inexact_resumes"] == [{"threads": [1, 2]}]
     assert result["environment"]["threads"] == 2
     if not torch.cuda.is_available():
         folder = copy(begun, tmp_path / "device")
-        result = tune_recipe(tiny(device="auto"), folder, resume=True)
+        result = as_json(tune_recipe(tiny(device="auto"), folder, resume=True))
         assert result["inexact_resumes"] == []
         assert outcome(folder) == outcome(whole)
 
@@ -384,7 +369,7 @@ def begun_network(tmp_path_factory) -> Path:
     """A training of a network that was interrupted after a checkpoint; copy it."""
     folder = tmp_path_factory.mktemp("begun") / "run"
     with pytest.raises(KeyboardInterrupt):
-        train_recipe(changed(MEMORY, {}), folder, observers=[Stops(3)])
+        train_recipe(changed(MEMORY, {}), folder, callbacks=[StopsAfter(3)])
     return folder
 
 
@@ -424,10 +409,10 @@ def test_a_network_is_not_resumed_elsewhere_unseen(tmp_path, begun_network, key,
         train_recipe(changed(MEMORY, {}), folder, resume=True)
     assert f"{key}: {old!r} → {new!r}" in str(raised.value)
     assert not caplog.records
-    result = train_recipe(changed(MEMORY, {}), folder, resume=True, inexact_resume=True)
+    result = as_json(train_recipe(changed(MEMORY, {}), folder, resume=True, inexact_resume=True))
     assert f"{key}: {old!r} → {new!r}" in caplog.text
     assert result["inexact_resumes"] == [changes]
-    again = train_recipe(changed(MEMORY, {}), folder, resume=True)
+    again = as_json(train_recipe(changed(MEMORY, {}), folder, resume=True))
     assert again["inexact_resumes"] == [changes]
 
 
@@ -456,7 +441,7 @@ def test_the_command_ends_with_7_and_one_line(tmp_path, begun, begun_network, ve
     assert done.exit_code == 0, done.output
     assert done.stderr.startswith("hyperrbp: note: going on elsewhere (python: '2.7.18' → ")
     assert done.stderr.count("\n") == 1
-    assert RunFolder(folder).result()["inexact_resumes"] == [changes]
+    assert result_of(folder)["inexact_resumes"] == [changes]
 
 
 def test_the_command_refuses_other_threads_and_fewer_steps(tmp_path, whole):
@@ -471,4 +456,4 @@ def test_the_command_refuses_other_threads_and_fewer_steps(tmp_path, whole):
         assert_refused(done, 7, said)
         assert done.stderr.count("\n") == 1
     assert command("tune", folder, "--resume", "--meta-steps", 3).exit_code == 0
-    assert len(RunFolder(folder).records()) == 4
+    assert len(records_of(folder)) == 4

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from factories import memory_text, tuning_text
 from processes import FORKS
+from runs import records_of
 
 from hyperrbp.cli import app as cli
 from hyperrbp.experiments import checkpoint
@@ -145,10 +146,10 @@ def test_signals_end_a_training_and_a_comparison(elsewhere, words, remedy):
         assert_ends(place / "run", process, number, remedy)
         if words[0] == "train":
             run = RunFolder(place / "run")
-            units = [unit for unit in ("epoch", "step") if unit in next(iter(run.records()), {})]
+            units = [unit for unit in ("epoch", "step") if unit in next(iter(records_of(run)), {})]
             if units:
                 checkpoint.load(run.checkpoint_file)
-                numbers = [record[units[0]] for record in run.records()]
+                numbers = [record[units[0]] for record in records_of(run)]
                 assert numbers == sorted(set(numbers))
                 assert run.records_file.read_bytes().endswith(b"\n")
 

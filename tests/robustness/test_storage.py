@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from factories import memory_text, outcome, tuning_text
 from processes import FORKS
+from runs import records_of
 from typer.testing import CliRunner
 
 from hyperrbp.cli import app as cli
@@ -56,7 +57,7 @@ def go_on(verb: str, folder: Path, resume: bool) -> None:
 
 def assert_intact(folder: RunFolder, unit: str) -> None:
     """What has been recorded has its checkpoint."""
-    records = folder.records()
+    records = records_of(folder)
     assert [record[unit] for record in records] == list(range(len(records)))
     if records:
         assert checkpoint.load(folder.checkpoint_file)[0][unit] in (len(records) - 1, len(records))
@@ -221,4 +222,4 @@ def test_memory_that_runs_out_ends_a_run_with_its_checkpoint_intact(elsewhere):
         assert log.count("\n") == 1
         run = RunFolder(elsewhere / out)
         assert checkpoint.load(run.checkpoint_file)[0]["meta_step"] == 0
-        assert run.records() == []
+        assert records_of(run) == []

@@ -43,11 +43,12 @@ class Part(BaseModel):
     @model_serializer(mode="wrap")
     def _without_absent(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         fields = type(self).model_fields
-        return {
+        values = {
             key: value
             for key, value in serialize(self).items()
             if value is not None or fields[key].is_required()
         }
+        return {key: values[key] for key in ("kind", "schema_version") if key in values} | values
 
 
 class Document(Part):
