@@ -72,7 +72,7 @@ def run(tmp_path, monkeypatch):
         ("```yaml\na: 1\n```\n", "neither run nor excused"),
         ("```sh\nls\n```\n", "neither run nor excused"),
         ("<!-- not run: slow -->\n```console\n$ hyperrbp tune x --nonsense 3\n```\n", "nonsense"),
-        ("<!-- not run: slow -->\n```console\n$ hyperrbp walk x\n```\n", "no command 'walk'"),
+        ("<!-- not run: slow -->\n```console\n$ hyperrbp tone x\n```\n", "no command 'tone'"),
         ("<!-- slow -->\n```console\n$ hyperrbp tune x --trunc few\n```\n", "few"),
     ],
 )
