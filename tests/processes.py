@@ -6,6 +6,7 @@ import gc
 import io
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -42,6 +43,12 @@ CALLS = (
     (Path, "mkdir"),
     (Path, "rmdir"),
 )
+
+
+def heed_signals() -> None:
+    """Let signals reach a fork as they reach a command from a shell, whoever started the suite."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def watch_the_disk(patch: pytest.MonkeyPatch, moment: Callable[[str], None]) -> None:

@@ -17,7 +17,7 @@ import pytest
 import torch
 from commands import run
 from factories import memory_text, tuning_text
-from processes import FORKS
+from processes import FORKS, heed_signals
 
 from hyperrbp import exceptions as errors
 from hyperrbp.cli.exit_codes import EXIT_CODES, NOT_TRUSTED
@@ -134,7 +134,7 @@ def command(folder: str, words: list[str], goes_wrong: Callable[[], None]) -> No
         stream.flush()
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(name, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), descriptor)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    heed_signals()
     goes_wrong()
     from hyperrbp.__main__ import main
 
@@ -162,8 +162,10 @@ def ended(folder: Path, row: Row) -> tuple[int, str, str]:
             assert time.monotonic() < deadline
             time.sleep(0.01)
         os.kill(process.pid, row.signal)
-    process.join(240)
-    assert process.exitcode is not None, "it has not ended"
+    process.join(60)
+    if process.exitcode is None:
+        process.kill()
+        pytest.fail("it has not ended")
     return process.exitcode, (folder / "stdout").read_text(), (folder / "stderr").read_text()
 
 
