@@ -6,9 +6,8 @@ import resource
 import sys
 import time
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -57,27 +56,6 @@ class PhaseMeter:
                 peaks["allocator"] = torch.cuda.max_memory_allocated(self._device)
             before = self.peak_bytes.get(name, {})
             self.peak_bytes[name] = {k: max(v, before.get(k, 0)) for k, v in peaks.items()}
-
-
-def measured(
-    seconds: Mapping[str, float], peak_bytes: Mapping[str, Mapping[str, int]]
-) -> dict[str, Any]:
-    """What phases took, and when, for a record: all in it that may differ between two runs."""
-    return {
-        "seconds": dict(seconds),
-        "peak_bytes": {phase: dict(peaks) for phase, peaks in peak_bytes.items()},
-        "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-    }
-
-
-def spent(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The seconds of a whole run, and its largest peak, also from before a resume."""
-    taken = [record["measured"] for record in records]
-    peaks = [peak for m in taken for phase in m["peak_bytes"].values() for peak in phase.values()]
-    return {
-        "seconds": sum(sum(m["seconds"].values()) for m in taken),
-        "peak_bytes": max(peaks, default=process_peak_bytes()),
-    }
 
 
 def process_peak_bytes() -> int:
