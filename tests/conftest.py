@@ -32,3 +32,13 @@ def data_root() -> Path:
     if not named:
         pytest.skip("HYPERRBP_DATA names no data root")
     return Path(named)
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """A working folder of the test's own, without the user's data."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HYPERRBP_DATA", raising=False)
+    before = torch.get_num_threads()
+    yield tmp_path
+    torch.set_num_threads(before)
