@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from dataclasses import fields
 from typing import NamedTuple
 
 import pytest
@@ -84,8 +85,9 @@ def unrolled(F, h0: Tensor, params, x, updates: int) -> Tensor:
 
 @pytest.mark.parametrize("inputs", INPUTS)
 @pytest.mark.parametrize("params", [form for form in PARAMS if form != "tuple"])
-@pytest.mark.parametrize("method", ALL)
-def test_gradcheck(method, params, inputs):
+@pytest.mark.parametrize("method", ["bptt", "forward", "neumann"])
+def test_gradcheck_of_every_form(method, params, inputs):
+    """By one method of each way back: the forms are the layer's, not the method's."""
     (pack_p, unpack_p), (pack_x, unpack_x) = PARAMS[params], INPUTS[inputs]
     leaves = tensors()
     wanted = ["W", "b"] if inputs in ("object", "none") else list(leaves)
@@ -476,14 +478,14 @@ def test_a_diagnosis_is_filled_by_the_way_back(method):
     assert moved > 1e-6
     exact = not method_class(method).uses_trunc
     assert diagnosis.status == ("exact" if exact else "truncated")
-    products = {"bptt": 6, "tbptt": 5, "rbp": 5, "neumann": 5, "cg": 1 + 2 * 5 + 1}
-    products |= {
+    others = {  # than one each time
+        "bptt": 6,
+        "cg": 1 + 2 * 5 + 1,
         "lsqr": 1 + 2 * 5 + 1,
         "gmres": 5 + 1,
-        "anderson": 5,
         "forward": 6 * sum(t.numel() for t in (leaves["W"], leaves["u"])),
     }
-    assert diagnosis.products == products[method]
+    assert diagnosis.products == others.get(method, 5)
     if method in SOLVERS:
         (trace,) = diagnosis.residuals
         assert len(trace) == 5 if method == "rbp" else 6
@@ -659,7 +661,8 @@ def bytes_of(method: str, updates: int, steps: int, options=None) -> tuple[int, 
 def test_memory_of_an_implicit_method_is_constant_to_the_byte(method):
     # What a Krylov method and an acceleration remember is bounded by an option of theirs.
     window = {"gmres": {"restart": 4}, "anderson": {"memory": 4}}.get(method, {})
-    exhaustive = {"tolerance": 0.0} | window
+    names = {field.name for field in fields(method_class(method))}
+    exhaustive = {name: 0.0 for name in ("tolerance",) if name in names} | window
     few, many = (50, 500) if method == "neumann" else (20, 60)  # the meter is slow
     base = bytes_of(method, few, 12, exhaustive)
     assert min(base) > 0
