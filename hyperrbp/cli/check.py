@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -24,12 +24,11 @@ from hyperrbp.cli.options import (
     given,
 )
 from hyperrbp.cli.output import new_folder, notify
-from hyperrbp.cli.progress import print_found, with_progress
+from hyperrbp.cli.progress import print_report, progress_callback
 from hyperrbp.cli.reading import tuned_hyperparameters, tuning_recipe
 
 if TYPE_CHECKING:
     from hyperrbp.config.recipe import Recipe
-    from hyperrbp.runtime.callbacks import Audience
 
 
 def check(
@@ -100,19 +99,16 @@ def _check(
     from hyperrbp.experiments.run_folder import default_folder
     from hyperrbp.reporting.check import page, write_check
 
-    def found(audience: Audience) -> dict[str, Any]:
-        return check_recipe(
+    with new_folder(out or default_folder(f"{recipe.name}-check")) as out:
+        report = check_recipe(
             recipe,
             hyperparameters=None if tuned is None else tuned_hyperparameters(tuned),
             exact=exact,
             data_root=data_root,
-            audience=audience,
+            callback=progress_callback(quiet),
         )
-
-    with new_folder(out or default_folder(f"{recipe.name}-check")) as out:
-        document = with_progress(found, quiet)
-        write_check(document, out)
-    print_found(document, page, as_json)
+        write_check(report, out)
+    print_report(report, page, as_json)
     if not quiet:
         notify(f"wrote {out} (check.json, check.png)")
-    return bool(document["trusted"])
+    return report.trusted

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,7 +21,7 @@ from hyperrbp.cli.options import (
     whole_numbers,
 )
 from hyperrbp.cli.output import new_folder, notify
-from hyperrbp.cli.progress import print_found, with_progress
+from hyperrbp.cli.progress import print_report, progress_callback
 from hyperrbp.cli.reading import tuning_recipe
 from hyperrbp.exceptions import UsageError
 from hyperrbp.optimizers import OPTIMIZERS, SAMPLERS
@@ -29,7 +29,6 @@ from hyperrbp.optimizers import OPTIMIZERS, SAMPLERS
 if TYPE_CHECKING:
     from hyperrbp.config.recipe import Recipe
     from hyperrbp.experiments.method_specs import MethodSpec
-    from hyperrbp.runtime.callbacks import Audience
 
 _AGAINST = "Against other ways to tune"
 _OURS = [name for name in OPTIMIZERS if name not in SAMPLERS]
@@ -167,15 +166,17 @@ def _compare(
     from hyperrbp.experiments.run_folder import default_folder
     from hyperrbp.reporting.comparison import tables, write
 
-    def found(audience: Audience) -> dict[str, Any]:
-        return compare(
-            recipe, specs, repeats=repeats, data_root=data_root, force=force, audience=audience
-        )
-
     with new_folder(out or default_folder(f"{recipe.name}-comparison")) as out:
-        document = with_progress(found, quiet)
-        write(document, out)
-    print_found(document, tables, as_json)
+        report = compare(
+            recipe,
+            specs,
+            repeats=repeats,
+            data_root=data_root,
+            force=force,
+            callback=progress_callback(quiet),
+        )
+        write(report, out)
+    print_report(report, tables, as_json)
     if not quiet:
         notify(f"wrote {out} (comparison.md, .csv, .json, cost.png, events)")
 
@@ -191,18 +192,22 @@ def _benchmark(
     quiet: bool,
 ) -> None:
     from hyperrbp.experiments.benchmark import benchmark
-    from hyperrbp.experiments.optimizer_runs import optimizer_runs
+    from hyperrbp.experiments.optimizer_runs import resolve_names
     from hyperrbp.experiments.run_folder import default_folder
 
-    runs = optimizer_runs(names)
+    optimizers = resolve_names(names)
     from hyperrbp.reporting.benchmark import tables, write
 
-    def found(audience: Audience) -> dict[str, Any]:
-        return benchmark(recipe, runs, budget, seeds=seeds, data_root=data_root, audience=audience)
-
     with new_folder(out or default_folder(f"{recipe.name}-benchmark")) as out:
-        document = with_progress(found, quiet)
-        write(document, out)
-    print_found(document, tables, as_json)
+        report = benchmark(
+            recipe,
+            optimizers,
+            budget,
+            seeds=seeds,
+            data_root=data_root,
+            callback=progress_callback(quiet),
+        )
+        write(report, out)
+    print_report(report, tables, as_json)
     if not quiet:
         notify(f"wrote {out} (benchmark.md, .csv, .json, .png, curves.csv)")

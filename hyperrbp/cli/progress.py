@@ -3,37 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 from hyperrbp.cli.output import print_answer, print_json, stderr
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from hyperrbp.runtime.callbacks import Audience
+    from hyperrbp.experiments.results.document import Document
+    from hyperrbp.runtime.callbacks import Callback
+
+D = TypeVar("D", bound="Document")
 
 
-def with_progress(work: Callable[[Audience], dict[str, Any]], quiet: bool) -> dict[str, Any]:
-    """Do something long, with its progress on stderr unless ``quiet``."""
-    from hyperrbp.reporting.comparison import Bar, Lines
-    from hyperrbp.runtime.callbacks import Audience
+def progress_callback(quiet: bool) -> Callback[object, object] | None:
+    """Return what shows the progress of something long on stderr; None if ``quiet``."""
+    from hyperrbp.reporting.progress import ProgressBar, ProgressLines
 
-    audience = Audience()
-    if not quiet:
-        audience = Bar(stderr) if stderr.is_terminal else Lines(stderr)
-    try:
-        return work(audience)
-    finally:
-        audience.ended()
+    if quiet:
+        return None
+    return ProgressBar(stderr) if stderr.is_terminal else ProgressLines(stderr)
 
 
-def print_found(
-    document: dict[str, Any],
-    page: Callable[[dict[str, Any]], RenderableType],
-    as_json: bool,
-) -> None:
-    """Print a document as JSON, or as the page that shows it."""
+def print_report(report: D, page: Callable[[D], RenderableType], as_json: bool) -> None:
+    """Print a report as JSON, or as the page that shows it."""
     if as_json:
-        print_json(document)
+        print_json(report.model_dump(mode="json"))
     else:
-        print_answer(page(document))
+        print_answer(page(report))

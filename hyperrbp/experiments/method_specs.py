@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hyperrbp.config.recipe import Recipe, scalar
+from hyperrbp.config.loading import scalar
+from hyperrbp.config.recipe import Recipe
 from hyperrbp.exceptions import RecipeError, UsageError
 from hyperrbp.hypergradients import method_class
 

@@ -1,6 +1,6 @@
-"""Who takes part in a contest: a way to tune, as a generator of events; and its turn of seconds.
+"""Runs one optimizer for a number of seconds; what takes part in a benchmark, by name.
 
-What tunes is imported when its turn begins, in a process of its own.
+What an optimizer needs is imported when its run begins, in a process of its own.
 """
 
 from __future__ import annotations
@@ -10,35 +10,38 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, get_args
 
-from hyperrbp.config.recipe import ADAM, OptimizerName, Recipe
-from hyperrbp.config.schema import not_one_of
+from hyperrbp.config.recipe import Recipe
+from hyperrbp.config.sections import ADAM, OptimizerName
 from hyperrbp.exceptions import DivergedError, UsageError
+from hyperrbp.experiments.results.benchmark import BenchmarkRun, Box, RunStatus
 from hyperrbp.optimizers import OPTIMIZERS
 from hyperrbp.optimizers.optuna_samplers import SAMPLERS, check_installed
+from hyperrbp.runtime.documents import finite_or_null
+from hyperrbp.runtime.suggestions import not_one_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from hyperrbp.experiments.experiment import Experiment
     from hyperrbp.optimizers.base import Evaluation
-    from hyperrbp.runtime.subprocesses import Report
+    from hyperrbp.runtime.subprocesses import Send
 
 
 @dataclass(frozen=True)
-class OptimizerRun:
+class OptimizerSpec:
     """A way to tune the hyperparameters of an experiment."""
 
     sentence: str
     evaluations: Callable[[Experiment], Iterator[Evaluation]]
+    """Yields evaluations for as long as they are wanted."""
     sampler: str | None = None
-    """What it takes of :mod:`hyperrbp.optimizers.optuna_samplers`."""
+    """The sampler of :mod:`hyperrbp.optimizers.optuna_samplers` that it needs."""
 
 
 def _evaluations(name: str | None, experiment: Experiment) -> Iterator[Evaluation]:
@@ -50,13 +53,13 @@ def _evaluations(name: str | None, experiment: Experiment) -> Iterator[Evaluatio
     from hyperrbp.optimizers.base import minimize
 
     if name in get_args(OptimizerName):
-        experiment = _other(experiment, with_optimizer(experiment.recipe, str(name)))
+        experiment = experiment.with_meta(with_optimizer(experiment.recipe, str(name)).meta)
     optimizer = meta_optimizer(experiment, name, steps=ENDLESS)
     return minimize(optimizer, experiment.problem, optimizer.init(experiment.theta))
 
 
 def with_optimizer(recipe: Recipe, optimizer: str) -> Recipe:
-    """The same recipe with another optimizer, and without what goes with Adam alone."""
+    """Return the same recipe with another optimizer, and without what goes with Adam alone."""
     if optimizer == recipe.meta.optimizer:
         return recipe
     of_adam = {} if optimizer == ADAM else {"on_divergence": "stop", "decay": None}
@@ -67,20 +70,13 @@ def with_optimizer(recipe: Recipe, optimizer: str) -> Recipe:
     return recipe.model_copy(update={"meta": meta, "gradient": gradient})
 
 
-def _other(experiment: Experiment, recipe: Recipe) -> Experiment:
-    """The same experiment under a recipe with the same inner run."""
-    other = copy(experiment)
-    other.recipe = recipe
-    return other
-
-
 OURS = "hyperrbp"
-"""Whom the others are held against."""
+"""The name of the recipe's own tuning, with which the others are compared."""
 
-OPTIMIZER_RUNS: dict[str, OptimizerRun] = {
-    OURS: OptimizerRun("the recipe's own tuning", partial(_evaluations, None)),
+OPTIMIZER_SPECS: dict[str, OptimizerSpec] = {
+    OURS: OptimizerSpec("the recipe's own tuning", partial(_evaluations, None)),
     **{
-        name: OptimizerRun(
+        name: OptimizerSpec(
             f"ours with meta.optimizer: {name}" if name not in SAMPLERS else sentence,
             partial(_evaluations, name),
             name if name in SAMPLERS else None,
@@ -90,88 +86,114 @@ OPTIMIZER_RUNS: dict[str, OptimizerRun] = {
 }
 
 
-def optimizer_runs(names: Sequence[str]) -> list[str]:
-    """Ours and those named, each once.
+def resolve_names(names: Sequence[str]) -> list[str]:
+    """Return ours and the optimizers that are named, each once.
 
     Raises:
         UsageError: for one that is unknown or not installed, or if none is named.
     """
-    rivals = [name for name in dict.fromkeys(names) if name != OURS]
-    known = [name for name in OPTIMIZER_RUNS if name != OURS]
-    if not rivals:
+    others = [name for name in dict.fromkeys(names) if name != OURS]
+    known = [name for name in OPTIMIZER_SPECS if name != OURS]
+    if not others:
         raise UsageError(f"--against: expected some of {', '.join(known)}")
-    for name in rivals:
+    for name in others:
         if name not in known:
             raise UsageError(f"--against: {not_one_of(name, known)}")
-        if (sampler := OPTIMIZER_RUNS[name].sampler) is not None:
+        if (sampler := OPTIMIZER_SPECS[name].sampler) is not None:
             try:
                 check_installed(sampler)
             except UsageError as error:
                 raise UsageError(f"--against: {error}") from None
-    return [OURS, *rivals]
+    return [OURS, *others]
 
 
-# --- in a process of its own ---------------------------------------------------------------------
+# --- one run --------------------------------------------------------------------------------------
 
 REHEARSED = 2
 """Evaluations before the clock starts: imports, tracing, and the first touch of all memory."""
 
 
+@dataclass(frozen=True)
+class EvaluationEnded:
+    """The message that an evaluation has ended in time."""
+
+    seconds: float
+    """Since the clock started."""
+    pruned: bool
+    """Whether it was ended early, as unpromising."""
+    loss: float
+
+
 @dataclass
 class Score:
-    """What came of a turn."""
+    """The count of evaluations of one run, and the best of them."""
 
-    status: str = "done"
+    status: RunStatus = RunStatus.DONE
     message: str | None = None
     seconds: float = 0.0
-    """When the last evaluation that counts ended."""
     overrun: float = 0.0
-    """How long after the deadline the one ended that does not count."""
     evaluations: int = 0
     pruned: int = 0
     diverged: int = 0
     best_loss: float = math.inf
     best_theta: Tensor | None = None
+    """Shape (p,)."""
     curve: list[tuple[float, float]] = field(default_factory=list)
-    """(seconds, loss) whenever it found a better one."""
 
-    def count(self, seconds: float, pruned: bool, loss: float) -> bool:
-        """Take an evaluation into account; whether it is the best so far."""
-        self.seconds = seconds
+    def count(self, ended: EvaluationEnded) -> bool:
+        """Count an evaluation; return whether it is the best so far."""
+        self.seconds = ended.seconds
         self.evaluations += 1
-        self.pruned += pruned
-        self.diverged += not pruned and not math.isfinite(loss)
-        # The loss of a run that was cut short is not the one that is contested.
-        if pruned or not math.isfinite(loss) or loss >= self.best_loss:
+        self.pruned += ended.pruned
+        self.diverged += not ended.pruned and not math.isfinite(ended.loss)
+        # The loss of a run that was ended early is not the one that is compared.
+        if ended.pruned or not math.isfinite(ended.loss) or ended.loss >= self.best_loss:
             return False
-        self.best_loss = loss
-        self.curve.append((seconds, loss))
+        self.best_loss = ended.loss
+        self.curve.append((ended.seconds, ended.loss))
         return True
 
-    def to_json(self, **at_best: Any) -> dict[str, Any]:
-        """Plain numbers, and what is known of the best θ."""
-        unknown = {"hyperparameters": None, "in_box": None, "heldout_accuracy": None}
-        return {
-            "status": self.status,
-            "message": self.message,
-            "seconds": self.seconds,
-            "overrun": self.overrun,
-            "evaluations": self.evaluations,
-            "pruned": self.pruned,
-            "diverged": self.diverged,
-            "final_loss": self.best_loss,
-            "curve": [list(point) for point in self.curve],
-            **(at_best or unknown),
-        }
+    def to_run(
+        self,
+        optimizer: str,
+        seed: int,
+        hyperparameters: dict[str, dict[str, float]] | None = None,
+        in_box: bool | None = None,
+        heldout_accuracy: float | None = None,
+    ) -> BenchmarkRun:
+        """Return the run; see :class:`BenchmarkRun` for what is known of the best θ."""
+        return BenchmarkRun(
+            optimizer=optimizer,
+            seed=seed,
+            status=self.status,
+            message=self.message,
+            seconds=self.seconds,
+            overrun=self.overrun,
+            evaluations=self.evaluations,
+            pruned=self.pruned,
+            diverged=self.diverged,
+            final_loss=self.best_loss,
+            curve=self.curve,
+            hyperparameters=finite_or_null(hyperparameters),
+            in_box=in_box,
+            heldout_accuracy=heldout_accuracy,
+        )
 
 
-def play(
+def spend(
     evaluations: Iterator[Evaluation],
     budget: float,
-    report: Callable[[Any], None],
+    send: Callable[[EvaluationEnded], None],
     clock: Callable[[], float] = time.perf_counter,
 ) -> Score:
-    """Let a optimizer evaluate until its seconds are spent; what ends later does not count."""
+    """Take evaluations until so many seconds are spent; one that ends later does not count.
+
+    Args:
+        evaluations: of an optimizer.
+        budget: in seconds.
+        send: receives every evaluation that counts.
+        clock: returns the time in seconds.
+    """
     score, started = Score(), clock()
     try:
         for found in evaluations:
@@ -179,19 +201,33 @@ def play(
             if seconds > budget:
                 score.overrun = seconds - budget
                 break
-            if score.count(seconds, found.pruned, found.meta_loss):
+            ended = EvaluationEnded(seconds, found.pruned, found.meta_loss)
+            if score.count(ended):
                 score.best_theta = found.theta
-            report((seconds, found.pruned, found.meta_loss))
+            send(ended)
         else:
-            score.status = "ended early"
+            score.status = RunStatus.ENDED_EARLY
             score.message = f"it ended by itself after {score.seconds:.3g} s"
     except DivergedError as error:
-        score.status, score.message = "diverged", str(error)
+        score.status, score.message = RunStatus.DIVERGED, str(error)
     return score
 
 
-def opening(recipe: Recipe, data_root: Path | None, report: Report) -> dict[str, Any]:
-    """What all have in common, and how long one evaluation takes."""
+@dataclass(frozen=True)
+class Start:
+    """What all runs of a benchmark have in common."""
+
+    recipe: Recipe
+    """As it is run."""
+    environment: dict[str, str | int]
+    box: Box
+    start_loss: float
+    evaluation_seconds: float
+    """Of one evaluation, about."""
+
+
+def measure_start(recipe: Recipe, data_root: Path | None, send: Send) -> Start:
+    """Evaluate the recipe's start once."""
     from hyperrbp.experiments.experiment import Experiment
 
     experiment = Experiment(recipe, data_root)
@@ -199,44 +235,54 @@ def opening(recipe: Recipe, data_root: Path | None, report: Report) -> dict[str,
     problem.prepare(experiment.theta)
     started = time.perf_counter()
     loss = float(problem.loss(problem.last_state(experiment.theta)))
-    return {
-        "environment": experiment.environment(),
-        "recipe": experiment.recipe.model_dump(),
-        "box": {"low": problem.describe(low), "high": problem.describe(high)},
-        "start_loss": loss,
-        "evaluation_seconds": time.perf_counter() - started,
-    }
+    return Start(
+        recipe=experiment.recipe,
+        environment=experiment.environment(),
+        box=Box(
+            low=finite_or_null(problem.describe(low)), high=finite_or_null(problem.describe(high))
+        ),
+        start_loss=loss,
+        evaluation_seconds=time.perf_counter() - started,
+    )
 
 
-def turn(
-    recipe: Recipe, data_root: Path | None, name: str, budget: float, report: Report
-) -> dict[str, Any]:
-    """One optimizer's turn, reported evaluation by evaluation as (seconds, pruned, loss)."""
+def run_optimizer(
+    recipe: Recipe, data_root: Path | None, name: str, budget: float, send: Send
+) -> BenchmarkRun:
+    """Run an optimizer for so many seconds.
+
+    Args:
+        recipe: whose inner run is tuned, with its seed.
+        data_root: where data sets live.
+        name: a key of :data:`OPTIMIZER_SPECS`.
+        budget: in seconds.
+        send: receives an :class:`EvaluationEnded` for each that counts.
+    """
     from hyperrbp.experiments.experiment import Experiment
 
     logging.getLogger("hyperrbp").addHandler(logging.NullHandler())  # a rollback is in its curve
     experiment = Experiment(recipe, data_root)
-    evaluations = OPTIMIZER_RUNS[name].evaluations
+    evaluations = OPTIMIZER_SPECS[name].evaluations
     problem, (low, high) = experiment.problem(), experiment.box
     problem.prepare(experiment.theta)
-    alone = experiment.recipe.model_copy(
-        update={"meta": experiment.recipe.meta.model_copy(update={"screened": 1})}
-    )
-    with suppress(DivergedError):  # it will diverge again, where it is told
-        for _ in islice(evaluations(_other(experiment, alone)), REHEARSED):
+    unscreened = experiment.recipe.meta.model_copy(update={"screened": 1})
+    with suppress(DivergedError):  # it will diverge again, where it is reported
+        for _ in islice(evaluations(experiment.with_meta(unscreened)), REHEARSED):
             pass
-    score = play(evaluations(experiment), budget, report)
+    score = spend(evaluations(experiment), budget, send)
     if (best := score.best_theta) is None:
-        return score.to_json()
-    return score.to_json(
-        hyperparameters=problem.describe(best),
+        return score.to_run(name, recipe.seed)
+    return score.to_run(
+        name,
+        recipe.seed,
+        hyperparameters={kind: dict(of) for kind, of in problem.describe(best).items()},
         in_box=bool(((low <= best) & (best <= high)).all()),
-        # Outside the clock, on examples that nobody has seen.
+        # Outside the clock, on examples that no optimizer has seen.
         heldout_accuracy=_accuracy(experiment, best),
     )
 
 
 def _accuracy(experiment: Experiment, theta: Tensor) -> float | None:
-    """On the held-out examples; None where there is none, as in a regression."""
+    """Return the accuracy on the held-out examples; None for a regression, which has none."""
     problem = experiment.problem()
     return experiment.heldout_measures(problem, problem.last_state(theta)).get("accuracy")

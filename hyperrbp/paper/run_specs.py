@@ -23,6 +23,7 @@ from hyperrbp.exceptions import (
     StorageError,
     UsageError,
 )
+from hyperrbp.experiments.results.document import to_json
 from hyperrbp.experiments.run_folder import RunFolder
 from hyperrbp.runtime import files
 from hyperrbp.runtime.callbacks import Callback
@@ -169,7 +170,8 @@ class CompareSpec(RunSpec):
             shutil.rmtree(folder.events, ignore_errors=True)  # of an earlier try
             write(document, folder.path)
             folder.create(self.recipe)
-            files.write_atomically(folder.result_file, json.dumps(document, indent=2) + "\n")
+            text = to_json(document, indent=2) + "\n"
+            files.write_atomically(folder.result_file, text)
         return dict(json.loads(folder.result_file.read_text(encoding="utf-8")))
 
 

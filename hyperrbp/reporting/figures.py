@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import linear_regression
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import matplotlib
 
 from hyperrbp.config.loading import read
 from hyperrbp.exceptions import StorageError, UsageError
+from hyperrbp.experiments.results.compare import MethodRow
 from hyperrbp.experiments.results.records import EpochRecord, Record, StepRecord, TrainRecord
 from hyperrbp.experiments.summary_statistics import is_summary, summary
 from hyperrbp.reporting.formatting import ROWS, words
@@ -145,7 +146,7 @@ def draw_trainings(folders: Sequence[RunFolder], file: Path) -> None:
     save(figure, file)
 
 
-def draw_costs(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
+def draw_costs(rows: Sequence[MethodRow], file: Path) -> None:
     """Draw seconds and kept bytes against K, and against T if there are several.
 
     K varies at the longest T. A legend's number is the exponent of a power law: 0 for a cost that
@@ -158,11 +159,11 @@ def draw_costs(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    measured = [row for row in rows if row["seconds"] is not None]
+    measured = [row for row in rows if row.measured]
     if not measured:
         raise UsageError("no method was measured: there is nothing to draw")
-    lengths = sorted({row["train_steps"] for row in measured})
-    truncs = sorted({row["trunc"] for row in measured if row["trunc"] is not None})
+    lengths = sorted({row.train_steps for row in measured})
+    truncs = sorted({row.trunc for row in measured if row.trunc is not None})
     middle = truncs[len(truncs) // 2] if truncs else None
     against = []
     if truncs:
@@ -172,7 +173,7 @@ def draw_costs(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
     figure, grid = plt.subplots(
         2, len(against), figsize=(4.6 * len(against), 6.4), layout="constrained", squeeze=False
     )
-    labels = list(dict.fromkeys(row["label"] for row in measured))
+    labels = list(dict.fromkeys(row.label for row in measured))
     for column, (key, title, ticks) in enumerate(against):
         for axis, (cost, name) in zip(
             grid[:, column],
@@ -180,15 +181,16 @@ def draw_costs(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
             strict=True,
         ):
             for number, label in enumerate(labels):
-                of_label = [row for row in measured if row["label"] == label]
+                of_label = [row for row in measured if row.label == label]
                 if key == "trunc":
-                    points = [r for r in of_label if r["train_steps"] == lengths[-1]]
-                    level = [r for r in points if r["trunc"] is None]
+                    points = [r for r in of_label if r.train_steps == lengths[-1]]
+                    level = [r for r in points if r.trunc is None]
                     if level:
-                        axis.axhline(level[0][cost], color=f"C{number}", ls="--", label=label)
+                        height = getattr(level[0], cost)
+                        axis.axhline(height, color=f"C{number}", ls="--", label=label)
                         continue
                 else:
-                    points = [r for r in of_label if r["trunc"] in (None, middle)]
+                    points = [r for r in of_label if r.trunc in (None, middle)]
                 _cost_curve(axis, points, key, cost, label, f"C{number}")
             axis.set(xscale="log", yscale="log", xlabel=title, ylabel=name)
             axis.set_xticks(ticks, [str(tick) for tick in ticks])
@@ -199,9 +201,10 @@ def draw_costs(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
 
 
 def _cost_curve(
-    axis: Axes, rows: Sequence[Mapping[str, Any]], x: str, y: str, label: str, colour: str
+    axis: Axes, rows: Sequence[MethodRow], x: str, y: str, label: str, colour: str
 ) -> None:
-    points = sorted((row[x], row[y]) for row in rows if row[x] and row[y])
+    pairs = ((getattr(row, x), getattr(row, y)) for row in rows)
+    points = sorted(pair for pair in pairs if all(pair))
     if not points:
         return
     exponent = log_log_exponent(points)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+from hyperrbp.experiments.results.compare import CompareReport
 from hyperrbp.experiments.results.document import Measured
 from hyperrbp.experiments.results.examination import ExaminationReport
 from hyperrbp.experiments.results.records import GradientRecord, StepRecord
@@ -173,31 +174,32 @@ def _slug(phase: str) -> str:
     return phase.replace(" ", "_").replace("-", "_")
 
 
-def write_comparison(document: Mapping[str, Any], events: Path) -> None:
-    """Cost and rightness against K, and against T if there are several: one run a method.
+def write_comparison(report: CompareReport, events: Path) -> None:
+    """Write cost and rightness against K, and against T if there are several.
 
-    So that the methods stand in one chart.
+    There is one run for each method, so that all methods are in one chart.
     """
-    rows = [row for row in document["rows"] if row["seconds"] is not None]
-    several = len({row["train_steps"] for row in rows}) > 1
-    truncs = sorted({row["trunc"] for row in rows if row["trunc"] is not None})
+    rows = [row for row in report.rows if row.measured]
+    several = len({row.train_steps for row in rows}) > 1
+    truncs = sorted({row.trunc for row in rows if row.trunc is not None})
     curves: dict[str, dict[tuple[str, int], float]] = {}
     for row in rows:
         # What has no use for K is a level line over all of them.
-        levels = truncs if row["trunc"] is None else [row["trunc"]]
-        points = [("K", trunc, "T", row["train_steps"]) for trunc in levels]
+        levels = truncs if row.trunc is None else [row.trunc]
+        points: list[tuple[str, int, str, int | None]]
+        points = [("K", trunc, "T", row.train_steps) for trunc in levels]
         if several:
-            points.append(("T", row["train_steps"], "K", row["trunc"]))
+            points.append(("T", row.train_steps, "K", row.trunc))
         for axis, step, other, value in points:
             fixed = "" if value is None else f"_{other}_{value}"
-            curve = curves.setdefault(row["label"].replace(":", "_") + fixed, {})
+            curve = curves.setdefault(row.label.replace(":", "_") + fixed, {})
             for key in _AGAINST:
-                if row[key] is not None:
-                    curve[f"{key}/against_{axis}", step] = row[key]
+                if (found := getattr(row, key)) is not None:
+                    curve[f"{key}/against_{axis}", step] = found
     for name, curve in curves.items():
         with SummaryWriter(str(events / name)) as writer:
-            for (tag, step), value in curve.items():
-                writer.add_scalar(tag, value, step)
+            for (tag, step), height in curve.items():
+                writer.add_scalar(tag, height, step)
 
 
 _AGAINST = (

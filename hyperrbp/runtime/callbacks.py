@@ -1,4 +1,4 @@
-"""The one way to follow something long: a callback, and a tracker that tells it of progress."""
+"""The one way to follow something long: a callback, and a tracker of progress that feeds it."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ class Progress:
     """Zero where it is not known yet."""
     unit: str
     """Of ``done`` and ``total``: ``seconds``, ``training steps``."""
+    detail: str = ""
+    """Which of many short parts of the task is on, for a display that is redrawn."""
 
 
 class Callback(Generic[Context, Record]):
@@ -88,16 +90,16 @@ class ProgressTracker:
 
     def __init__(self, report: Report = ignore, unit: str = "seconds") -> None:
         self._report_to, self._unit = report, unit
-        self._task, self._done, self._total = "", 0.0, 0.0
+        self._task, self._detail, self._done, self._total = "", "", 0.0, 0.0
 
     def expect(self, amount: float) -> None:
         """Add to what there is to do."""
         self._total += amount
         self._report()
 
-    def begin(self, task: str) -> None:
-        """Name the task that begins."""
-        self._task = task
+    def begin(self, task: str, detail: str = "") -> None:
+        """Name the task that begins, or which part of it does."""
+        self._task, self._detail = task, detail
         self._report()
 
     def advance(self, amount: float) -> None:
@@ -106,27 +108,4 @@ class ProgressTracker:
         self._report()
 
     def _report(self) -> None:
-        self._report_to(Progress(self._task, self._done, self._total, self._unit))
-
-
-# What is below goes as soon as everything speaks to a Callback.
-
-
-Told = Callable[[str, int, int], None]
-"""Told (what, done, of how many) of something that goes on, in training steps."""
-
-
-class Audience:
-    """Told how it goes; does nothing by itself."""
-
-    def expects(self, seconds: float) -> None:
-        """About how long all of it should take."""
-
-    def begins(self, what: str) -> None:
-        """What is being done now."""
-
-    def spent(self, seconds: float) -> None:
-        """So much of what was expected is done."""
-
-    def ended(self) -> None:
-        """There is no more to tell."""
+        self._report_to(Progress(self._task, self._done, self._total, self._unit, self._detail))

@@ -20,17 +20,21 @@ from hyperrbp.exceptions import (
     is_out_of_memory,
 )
 
-Report = Callable[[Any], None]
-"""Sends a message from the call to its caller."""
+Send = Callable[[Any], None]
+"""Sends a message from the called function to its caller."""
 
 
-def call(function: Callable[..., Any], *arguments: Any, heard: Report = lambda _: None) -> Any:
-    """``function(*arguments, report)`` in a fresh process; both have to be picklable.
+def call(
+    function: Callable[..., Any],
+    *arguments: Any,
+    on_message: Callable[[Any], None] = lambda _: None,
+) -> Any:
+    """Return ``function(*arguments, send)``, called in a process of its own.
 
     Args:
         function: of a module, since the other process has to import it.
-        arguments: its arguments, before ``report``.
-        heard: is given every message that the function reports on the way.
+        arguments: its arguments, before ``send``; picklable, as is what it returns.
+        on_message: receives every message that the function sends on the way.
 
     Raises:
         MemoryExhaustedError: if it ran out of memory, or was killed from outside.
@@ -48,8 +52,8 @@ def call(function: Callable[..., Any], *arguments: Any, heard: Report = lambda _
             except (EOFError, OSError):  # it ended, perhaps in the middle of a message
                 process.join()
                 raise _silent_end(process.exitcode) from None
-            if kind == "report":
-                heard(content)
+            if kind == "sent":
+                on_message(content)
             elif kind == "returned":
                 return content
             else:
@@ -61,7 +65,7 @@ def call(function: Callable[..., Any], *arguments: Any, heard: Report = lambda _
 
 
 def _context() -> SpawnContext | ForkServerContext:
-    """Forks of a process that has imported all there is to import, and run nothing."""
+    """Return how to start a process: a fork of one that has imported everything and run nothing."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -92,7 +96,7 @@ def _serve(
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # who waits for this one ends it
     threading.Thread(target=_end_with, args=(connection,), daemon=True).start()
     try:
-        result = function(*arguments, lambda content: connection.send(("report", content)))
+        result = function(*arguments, lambda content: connection.send(("sent", content)))
     except Exception as error:
         connection.send(("raised", _portable(error)))
     else:
@@ -109,7 +113,7 @@ def _end_with(connection: Connection) -> None:
 
 
 def _portable(error: Exception) -> HyperrbpError:
-    """An error that survives the journey between processes, in one line."""
+    """Return an error that can be sent to another process, with a message of one line."""
     line = (str(error).splitlines() or [""])[0]
     if is_out_of_memory(error):
         return MemoryExhaustedError(line or "out of memory")

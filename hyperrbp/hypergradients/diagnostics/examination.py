@@ -31,7 +31,7 @@ from hyperrbp.hypergradients.implicit import ImplicitMethod
 from hyperrbp.hypergradients.method import Gradient, Status
 from hyperrbp.hypergradients.settings import GradientSettings
 from hyperrbp.problems.base import Jacobian, Problem
-from hyperrbp.runtime.callbacks import Audience
+from hyperrbp.runtime.callbacks import ProgressTracker
 from hyperrbp.runtime.randomness import generator
 
 OPERATOR_MINIBATCHES = 10
@@ -171,7 +171,7 @@ def examine(
     at: LastState | None = None,
     exact: Tensor | None = None,
     seed: int = 0,
-    audience: Audience | None = None,
+    tracker: ProgressTracker | None = None,
 ) -> Examination:
     """Run the diagnostics in ``scope`` on the gradient that ``settings`` give at θ.
 
@@ -183,14 +183,14 @@ def examine(
         at: the last state at θ, if it is known already.
         exact: the exact gradient, if it is known already.
         seed: of everything random.
-        audience: told how it goes.
+        tracker: learns of each part that begins, and of the seconds that are done.
 
     Raises:
         UsageError: for a method that does not fit the problem.
         DivergedError: if the run itself is not finite: then there is no gradient to examine.
     """
     settings, scope = settings or GradientSettings(), scope or Scope()
-    part = _Parts(audience or Audience(), settings, scope)
+    part = _Parts(tracker or ProgressTracker(), settings, scope)
     with part("the run"):
         at = at or LastState.of_run(problem, theta)
     if not (at.h.isfinite().all() and at.loss.isfinite()):
@@ -267,20 +267,20 @@ def examine(
 
 
 class _Parts:
-    """Tells an audience what is being done, and how much of it is."""
+    """Measures how long each part takes, and reports it."""
 
-    def __init__(self, audience: Audience, settings: GradientSettings, scope: Scope) -> None:
-        self._audience, self._settings, self._scope = audience, settings, scope
+    def __init__(self, tracker: ProgressTracker, settings: GradientSettings, scope: Scope) -> None:
+        self._tracker, self._settings, self._scope = tracker, settings, scope
         self._expected: dict[str, float] = {}
         self.seconds: dict[str, float] = {}
 
     @contextmanager
     def __call__(self, what: str) -> Iterator[None]:
-        self._audience.begins(what)
+        self._tracker.begin(what)
         started = time.perf_counter()
         yield
         self.seconds[what] = time.perf_counter() - started
-        self._audience.spent(self._expected.get(what, 0.0))
+        self._tracker.advance(self._expected.get(what, 0.0))
 
     def expect(self, steps: int) -> None:
         """From the seconds of the run: a product takes about three gradients, float64 twice."""
@@ -304,7 +304,7 @@ class _Parts:
             self._expected["the spectrum"] = 420 * of_operator
         if scope.meta_learning_rate is not None:
             self._expected["the loss along a step"] = len(FRACTIONS) * run
-        self._audience.expects(sum(self._expected.values()))
+        self._tracker.expect(sum(self._expected.values()))
 
 
 def _with_samples(settings: GradientSettings) -> GradientSettings:
