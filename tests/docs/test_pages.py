@@ -71,6 +71,19 @@ def test_the_readme_is_short_and_its_tables_name_what_exists():
     assert {"bptt", "tbptt", "rbp", "cg", "neumann"} <= set(named)
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/benchmarks/against-search.md"])
+def test_numbers_that_are_picked_from_measured_tables_stand_there(page):
+    sources = ("against-search.md", "cleaning.md")
+    results = [(ROOT / "benchmarks/results" / name).read_text(encoding="utf-8") for name in sources]
+    measured = [float(number) for number in re.findall(r"\d+\.\d+", "".join(results))]
+    rows = [row for row in (ROOT / page).read_text().splitlines() if row.startswith("|")]
+    picked = re.findall(r"\d+\.\d+", "".join(rows))
+    assert len(picked) >= 8
+    for number in picked:
+        digits = len(number.partition(".")[2])
+        assert any(round(value, digits) == float(number) for value in measured), number
+
+
 @pytest.mark.parametrize("purpose", ["run", "test"])
 def test_the_two_commands_of_the_readme_are_shell(purpose):
     command = readme_command(purpose)
