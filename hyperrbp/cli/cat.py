@@ -1,4 +1,4 @@
-"""``hyperrbp cat``."""
+"""``hyperrbp cat``: prints a recipe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``hyperrbp check``."""
+"""``hyperrbp check``: judges the gradient of a recipe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``hyperrbp cp``."""
+"""``hyperrbp cp``: copies a recipe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``hyperrbp ls``."""
+"""``hyperrbp ls``: lists the presets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the command line prints: answers on stdout, progress and faults on stderr."""
+"""Prints answers on stdout, progress and faults on stderr."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``hyperrbp reproduce``."""
+"""``hyperrbp reproduce``: repeats tables and figures of the paper."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``hyperrbp show``."""
+"""``hyperrbp show``: prints or draws finished runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``hyperrbp train``."""
+"""``hyperrbp train``: trains one network."""
 
 from __future__ import annotations
 

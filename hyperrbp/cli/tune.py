@@ -1,4 +1,4 @@
-"""``hyperrbp tune``."""
+"""``hyperrbp tune``: tunes the hyperparameters of a recipe."""
 
 from __future__ import annotations
 
@@ -126,9 +126,9 @@ def tune(
         with open_run(out or default_folder(resolved.name), resume) as folder:
             result = _run(resolved, folder, data_root, resume, inexact_resume, profile, quiet)
             _print(result, as_json, quiet)
-            if profile and not quiet:
-                place = folder.path / "profile"
-                notify(f"profile of one meta step: {place} (trace.json, bytes.json)")
+        if profile and not quiet:
+            place = folder.path / "profile"
+            notify(f"profile of one meta step: {place} (trace.json, bytes.json)")
 
 
 def _run(

@@ -1,4 +1,4 @@
-"""``hyperrbp validate``."""
+"""``hyperrbp validate``: checks a recipe."""
 
 from __future__ import annotations
 

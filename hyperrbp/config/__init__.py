@@ -1,4 +1,4 @@
-"""What a recipe may say: its sections and keys, cross-checks, built-in recipes, strict YAML.
+"""Recipes: their sections and keys, cross-checks, strict YAML, and the presets that come along.
 
 Reading a recipe runs no code, and imports neither PyTorch nor NumPy.
 It may import optimizers and all below them, for their names and options only.

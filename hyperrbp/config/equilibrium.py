@@ -17,7 +17,7 @@ from hyperrbp.problems.penalties import PENALTIES
 
 
 class InferenceSection(Section):
-    """How the network comes to its steady state."""
+    """The updates that bring the network to its steady state."""
 
     updates: int = Field(100, ge=1, le=10**7, description="T, updates of the state")
     settled: float = Field(
@@ -29,7 +29,7 @@ class InferenceSection(Section):
 
 
 class EquilibriumGradientSection(Section):
-    """How the steady state is differentiated by the weights."""
+    """The gradient of the steady state with respect to the weights."""
 
     method: str = Field("neumann", description=" | ".join(METHODS))
     trunc: int = Field(20, ge=1, description="K, truncation steps")
@@ -47,7 +47,7 @@ class PenaltySection(Section):
 
 
 class TrainingSection(Section):
-    """How the weights are trained."""
+    """The training of the weights."""
 
     epochs: int = Field(1000, ge=1, le=10**7, description="passes over the training examples")
     optimizer: Literal["adam", "sgd"] = Field("adam", description="adam | sgd")
@@ -93,7 +93,7 @@ class MemoryData(Section):
 
 
 class MemoryNetwork(Section):
-    """The Hopfield network."""
+    """The Hopfield network that is the memory."""
 
     hidden: int = Field(1024, ge=1, le=10**6, description="hidden neurons")
     a: float = Field(1.0, gt=0, description="time constant of the leak")
@@ -107,13 +107,13 @@ class MemoryNetwork(Section):
 
 
 class MemoryInference(InferenceSection):
-    """How the network comes to its steady state."""
+    """The updates that bring the network to its steady state."""
 
     updates: int = Field(50, ge=1, le=10**7, description="T, updates of the state")
 
 
 class MemoryTraining(TrainingSection):
-    """How the weights are trained."""
+    """The training of the weights."""
 
     batch_size: int = Field(1, ge=1, description="images an update of the weights")
 
@@ -129,7 +129,7 @@ class HopfieldRecipe(EquilibriumRecipe):
 
 
 class CitationData(Section):
-    """The citation network."""
+    """The citation network whose documents are classified."""
 
     name: str = Field("cora", description=" | ".join(NETWORKS))
     dimensions: int = Field(64, ge=1, description="principal components of a document's words")
@@ -137,7 +137,7 @@ class CitationData(Section):
 
 
 class GraphNetwork(Section):
-    """The graph network."""
+    """The graph network that classifies."""
 
     aggregation: Literal["sum", "mean"] = Field(
         "sum", description="how the states of the neighbours are put together: sum | mean"
@@ -150,13 +150,13 @@ class GraphNetwork(Section):
 
 
 class CitationGradient(EquilibriumGradientSection):
-    """How the steady state is differentiated by the weights."""
+    """The gradient of the steady state with respect to the weights."""
 
     trunc: int = Field(5, ge=1, description="K, truncation steps")
 
 
 class CitationTraining(TrainingSection):
-    """How the weights are trained."""
+    """The training of the weights."""
 
     epochs: int = Field(2000, ge=1, le=10**7, description="passes over the graph")
     optimizer: Literal["adam", "sgd"] = Field("sgd", description="adam | sgd")

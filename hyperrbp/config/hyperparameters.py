@@ -79,7 +79,7 @@ class ExampleWeightSection(Section):
 
 
 class TunedKind(NamedTuple):
-    """What is tuned of one kind of hyperparameter."""
+    """One kind of hyperparameter that is tuned."""
 
     by: str
     """The part that has a value of its own: net, layer, tensor, weight or example."""

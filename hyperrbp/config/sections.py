@@ -127,7 +127,7 @@ class AveragingSection(Section):
 
 
 class HypergradientSection(Section):
-    """How the loss on the last state is differentiated by the hyperparameters."""
+    """The gradient of the loss on the last state with respect to the hyperparameters."""
 
     method: str = Field(
         "neumann",
@@ -199,7 +199,7 @@ class MetaSection(Section):
 
 
 class RecordSection(Section):
-    """What is written besides one record a meta step."""
+    """Records besides the one of each meta step."""
 
     inner_curves: list[int] = Field(
         default_factory=lambda: [0, -1],

@@ -50,7 +50,7 @@ class Interruption:
         self._watchdog: threading.Timer | None = None
 
     def receive(self, number: int, frame: FrameType | None) -> NoReturn:
-        """Handle a signal."""
+        """Handle a signal: the first is raised, the second ends the process."""
         if self.number is not None:
             _exit(self.number, self._advice)
         self.number = number
