@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,17 +23,17 @@ log = logging.getLogger(__name__)
 
 
 def previous(path: Path) -> Path:
-    """Where the checkpoint before this one is kept."""
+    """Return the path of the checkpoint before the one at ``path``."""
     return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
 def exists(path: Path) -> bool:
-    """Whether there is one of the two."""
+    """Whether there is a checkpoint at ``path``, or the one before it."""
     return path.exists() or previous(path).exists()
 
 
 def save(path: Path, content: dict[str, Any], tensors: dict[str, Tensor] | None = None) -> None:
-    """Write a checkpoint, JSON with a digest, and keep the one before. Floats survive to the bit.
+    """Write a checkpoint, and keep the one before it. Floats survive to the bit.
 
     Tensors go into a file beside it, which it names with its digest. They are written first, under
     a new name: at any time a checkpoint that is there finds those that it was written with.
@@ -59,8 +60,7 @@ def save(path: Path, content: dict[str, Any], tensors: dict[str, Tensor] | None 
 def load(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Read a checkpoint and its tensors, on the CPU; the one before if it is damaged.
 
-    Which is said in the log; the damaged one is put aside, so that it never takes the place of a
-    whole one.
+    That is logged; the damaged one is put aside, so that it never takes the place of a whole one.
 
     Raises:
         CheckpointError: if there is none, or none that is exactly what was written.
@@ -123,22 +123,22 @@ def _read_beside(file: Path, content: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def _tensors_of(file: Path) -> Path | None:
-    """Where the tensors of a checkpoint lie, if there are any."""
+    """Return the file of a checkpoint's tensors, if it has any."""
     if not file.exists():
         return None
     named = _read(file).get("tensors")
     return None if named is None else file.with_name(named["file"])
 
 
-def packed_tensors(tensors: dict[str, Tensor]) -> bytes:
-    """Named tensors in the safetensors format."""
+def packed_tensors(tensors: Mapping[str, Tensor]) -> bytes:
+    """Return named tensors in the safetensors format."""
     from safetensors.torch import save as packed
 
     return packed({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()})
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, on the CPU.
+    """Read the tensors of a safetensors file, onto the CPU.
 
     Raises:
         CheckpointError: if it cannot be read.

@@ -1,10 +1,11 @@
-"""Tuned hyperparameters as code for the next training script."""
+"""Exports tuned hyperparameters as code for the next training script."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hyperrbp.config.recipe import describe_tuner
@@ -147,13 +148,23 @@ _NUMBERED = {
     "torchvision:NAME": "as torchvision's training part has them",
     "file.py:function": "as in the data to train on that the function returns",
 }
-"""In which order, for each kind of data of the user's own."""
+"""How examples are numbered, for each kind of data of the user's own."""
 
 
-def exported(
+@dataclass(frozen=True)
+class Export:
+    """A module for ``torch.optim.SGD``, and the tensors that it reads."""
+
+    code: str
+    """Its source."""
+    tensors: Mapping[str, Mapping[str, Tensor]]
+    """By the name of the file beside it."""
+
+
+def export_sgd(
     layout: Layout, theta: Tensor, result: TuneResult, recipe: Recipe, rows: Tensor
-) -> tuple[str, dict[str, dict[str, Tensor]]]:
-    """The source of a module for ``torch.optim.SGD`` with θ, and the tensors it reads, by file.
+) -> Export:
+    """Write θ as the source of a module for ``torch.optim.SGD``.
 
     Args:
         layout: where in θ everything stands.
@@ -162,67 +173,131 @@ def exported(
         recipe: of the run.
         rows: which examples of the training data it was trained on, by their numbers there.
     """
-    theta, update = theta.detach(), recipe.inner.update
-    by_weight = "weight_decay" in layout.grains and layout.grains["weight_decay"].by == "weight"
-    scaled = "init_scale" in layout.grains
-    rates, momenta = (_by_stretch(layout, theta, kind) for kind in ("learning_rate", "momentum"))
-    decays = (
-        dict.fromkeys(layout.tensors, 0.0)
-        if by_weight
-        else _by_stretch(layout, theta, "weight_decay")[0]
-    )
-    tensors: dict[str, dict[str, Tensor]] = {}
-    uses = ["optimizer = torch.optim.SGD(parameter_groups(model))"]
-    parts = [
-        _CONSTANT.format(settings=_literal(sgd_settings(rates[0], momenta[0], decays, update))),
-        _GROUPS,
-    ]
-    loop = []
+    module = _Module(layout, theta.detach(), recipe)
     if "example_weight" in layout.grains:
-        kind = kind_of(recipe.data.name)
+        module.add_example_weights(rows)
+    if module.decays_by_weight:
+        module.add_decay_by_weight()
+    if module.scheduled:
+        module.add_schedule()
+    if "init_scale" in layout.grains:
+        module.add_init_scale()
+    return Export(module.source(result), module.tensors)
+
+
+class _Module:
+    """The parts of the module, as they are put together."""
+
+    def __init__(self, layout: Layout, theta: Tensor, recipe: Recipe) -> None:
+        self._layout, self._theta, self._recipe = layout, theta, recipe
+        self.tensors: dict[str, dict[str, Tensor]] = {}
+        self._functions: list[str] = []
+        self._before = ["optimizer = torch.optim.SGD(parameter_groups(model))"]
+        self._in_each_step: list[str] = []
+        self._rates, self._momenta = map(self._by_stretch, ("learning_rate", "momentum"))
+        self._decays = (
+            dict.fromkeys(layout.tensors, 0.0)
+            if self.decays_by_weight
+            else self._by_stretch("weight_decay")[0]
+        )
+
+    @property
+    def decays_by_weight(self) -> bool:
+        """Whether every weight has a weight decay of its own."""
+        grain = self._layout.grains.get("weight_decay")
+        return grain is not None and grain.by == "weight"
+
+    @property
+    def scheduled(self) -> bool:
+        """Whether something changes during the run."""
+        return max(len(self._rates), len(self._momenta)) > 1
+
+    def add_example_weights(self, rows: Tensor) -> None:
+        """Add the weights of the examples, which the training loop applies."""
+        kind = kind_of(self._recipe.data.name)
         numbered = "as the data set has them" if kind is None else _NUMBERED[kind]
-        parts.append(_EXAMPLES.format(file=EXAMPLE_WEIGHTS, numbered=numbered))
-        weights = layout.natural(theta)[layout.slices["example_weight"]]
-        tensors[EXAMPLE_WEIGHTS] = {"rows": rows, "weights": weights}
-        uses.insert(0, "rows, weights = example_weights()")
-        loop.append("(weights[minibatch] * losses).mean().backward()")
-    if by_weight:
-        parts.append(_DECAY_BY_WEIGHT.format(file=WEIGHT_DECAY))
-        each = layout.by_tensor(theta, "weight_decay", 0)
-        tensors[WEIGHT_DECAY] = dict(zip(layout.tensors, each, strict=True))
-        loop.append("add_weight_decay(model)")
-    if max(len(rates), len(momenta)) > 1:
-        parts[0] = _STRETCHES.format(
-            steps=recipe.inner.steps,
-            learning_rate=_literal(rates),
-            momentum=_literal(momenta),
-            weight_decay=_literal(decays),
+        self._functions.append(_EXAMPLES.format(file=EXAMPLE_WEIGHTS, numbered=numbered))
+        weights = self._layout.natural(self._theta)[self._layout.slices["example_weight"]]
+        self.tensors[EXAMPLE_WEIGHTS] = {"rows": rows, "weights": weights}
+        self._before.insert(0, "rows, weights = example_weights()")
+        self._in_each_step.append("(weights[minibatch] * losses).mean().backward()")
+
+    def add_decay_by_weight(self) -> None:
+        """Add the weight decay of each weight, which is added to the gradient."""
+        self._functions.append(_DECAY_BY_WEIGHT.format(file=WEIGHT_DECAY))
+        each = self._layout.by_tensor(self._theta, "weight_decay", 0)
+        self.tensors[WEIGHT_DECAY] = dict(zip(self._layout.tensors, each, strict=True))
+        self._in_each_step.append("add_weight_decay(model)")
+
+    def add_schedule(self) -> None:
+        """Add what sets learning rates and momenta during the run."""
+        rescale = _RESCALE if self._recipe.inner.update == "maclaurin" else ""
+        self._functions.append(_SET_STRETCH.format(rescale=rescale))
+        self._in_each_step.append(
+            "set_stretch(optimizer, step)  # step: how many were taken before"
+        )
+
+    def add_init_scale(self) -> None:
+        """Add what scales the initial weights."""
+        scales = _literal(self._by_stretch("init_scale")[0])
+        std = self._recipe.model.init_std
+        self._functions.append(_INIT_SCALE.format(init_std=std, scales=scales))
+        self._before.insert(0, "scale_initial_weights(model)")
+
+    def source(self, result: TuneResult) -> str:
+        """Return the source of the module."""
+        lines = "".join(f"{line}\n" for line in ["", *self._imports()] if self._imports())
+        functions = "".join([self._settings(), _GROUPS, *self._functions])
+        return self._heading(result) + lines + functions
+
+    def _heading(self, result: TuneResult) -> str:
+        uses, best, gradient = list(self._before), result.best, self._recipe.gradient
+        if self._in_each_step:
+            uses += ["", "# And in each training step:", *self._in_each_step, "optimizer.step()"]
+        how = describe_tuner(self._recipe.meta.optimizer, gradient.method, gradient.trunc)
+        return _HEADING.format(
+            version=result.environment["hyperrbp"],
+            run=f"Meta loss {best.meta_loss:.6g} after {best.meta_step} meta steps of"
+            f" {how}, {result.train_steps} training steps each.",
+            uses="\n".join(f"    {line}".rstrip() for line in uses),
+            form=_FORMS[self._recipe.inner.update],
+        )
+
+    def _imports(self) -> list[str]:
+        files = bool(self.tensors)
+        torch = self.decays_by_weight or "init_scale" in self._layout.grains
+        return [
+            *(["from functools import cache", "from pathlib import Path", ""] if files else []),
+            *(["import torch"] if torch else []),
+            *(["from safetensors.torch import load_file"] if files else []),
+        ]
+
+    def _settings(self) -> str:
+        """Return the function ``settings`` of the module, and its constants."""
+        update = self._recipe.inner.update
+        if not self.scheduled:
+            constant = sgd_settings(self._rates[0], self._momenta[0], self._decays, update)
+            return _CONSTANT.format(settings=_literal(constant))
+        return _STRETCHES.format(
+            steps=self._recipe.inner.steps,
+            learning_rate=_literal(self._rates),
+            momentum=_literal(self._momenta),
+            weight_decay=_literal(self._decays),
             gain=" * (1 - momenta[name])" if update == "maclaurin" else "",
         )
-        parts.append(_SET_STRETCH.format(rescale=_RESCALE if update == "maclaurin" else ""))
-        loop.append("set_stretch(optimizer, step)  # step: how many were taken before")
-    if scaled:
-        scales = _by_stretch(layout, theta, "init_scale")[0]
-        parts.append(_INIT_SCALE.format(init_std=recipe.model.init_std, scales=_literal(scales)))
-        uses.insert(0, "scale_initial_weights(model)")
-    if loop:
-        uses += ["", "# And in each training step:", *loop, "optimizer.step()"]
-    best, gradient = result.best, recipe.gradient
-    heading = _HEADING.format(
-        version=result.environment["hyperrbp"],
-        run=f"Meta loss {best.meta_loss:.6g} after {best.meta_step} meta steps of"
-        f" {describe_tuner(recipe.meta.optimizer, gradient.method, gradient.trunc)},"
-        f" {result.train_steps} training steps each.",
-        uses="\n".join(f"    {line}".rstrip() for line in uses),
-        form=_FORMS[update],
-    )
-    imports = [
-        *(["from functools import cache", "from pathlib import Path", ""] if tensors else []),
-        *(["import torch"] if by_weight or scaled else []),
-        *(["from safetensors.torch import load_file"] if tensors else []),
-    ]
-    lines = "".join(f"{line}\n" for line in ["", *imports] if imports)
-    return heading + lines + "".join(parts), tensors
+
+    def _by_stretch(self, kind: str) -> list[dict[str, float]]:
+        """Return the natural values of a kind by tensor, for each of its stretches of the run."""
+        layout, theta = self._layout, self._theta
+        if kind not in layout.grains:
+            return [dict.fromkeys(layout.tensors, layout.fixed[kind])]
+        count = layout.grains[kind].segments
+        return [
+            dict(
+                zip(layout.tensors, map(float, layout.by_tensor(theta, kind, segment)), strict=True)
+            )
+            for segment in range(0, layout.segments, layout.segments // count)
+        ]
 
 
 def sgd_settings(
@@ -231,7 +306,7 @@ def sgd_settings(
     decays: Mapping[str, float],
     update: str,
 ) -> dict[str, dict[str, float]]:
-    """By tensor, what ``torch.optim.SGD`` with dampening 0 is given for α, β and λ.
+    """Return by tensor what ``torch.optim.SGD`` with dampening 0 is given for α, β and λ.
 
     The update of Maclaurin et al. (2015) is that optimizer with lr = α(1 − β) and momentum β.
     """
@@ -248,19 +323,8 @@ def sgd_settings(
     }
 
 
-def _by_stretch(layout: Layout, theta: Tensor, kind: str) -> list[dict[str, float]]:
-    """The natural values of a kind by tensor, for each of its own stretches of the run."""
-    if kind not in layout.grains:
-        return [dict.fromkeys(layout.tensors, layout.fixed[kind])]
-    count = layout.grains[kind].segments
-    return [
-        dict(zip(layout.tensors, map(float, layout.by_tensor(theta, kind, segment)), strict=True))
-        for segment in range(0, layout.segments, layout.segments // count)
-    ]
-
-
 def _literal(value: Any, indent: int = 0) -> str:
-    """Python source of numbers in mappings and lists, an entry a line but for a tensor's own."""
+    """Return Python source of nested numbers: a line an entry, but one for a tensor's settings."""
     inner, end = " " * (indent + 4), " " * indent
     if isinstance(value, float):
         return repr(value) if math.isfinite(value) else f'float("{value}")'

@@ -253,9 +253,9 @@ class RunFolder:
         self,
         hyperparameters: Mapping[str, Any],
         parameter_groups: str,
-        tensors: Mapping[str, dict[str, Tensor]],
+        tensors: Mapping[str, Mapping[str, Tensor]],
     ) -> None:
-        """The answer of a tuning run, for people and for the next training script.
+        """Write the answer of a tuning run, for people and for the next training script.
 
         ``tensors`` are those that the script reads, by the name of their file.
         """

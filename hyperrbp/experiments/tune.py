@@ -14,7 +14,7 @@ from hyperrbp.config.recipe import Recipe
 from hyperrbp.exceptions import CheckpointError, DivergedError
 from hyperrbp.experiments.evaluation import compare_on_replicates
 from hyperrbp.experiments.experiment import Experiment
-from hyperrbp.experiments.export import exported
+from hyperrbp.experiments.export import export_sgd
 from hyperrbp.experiments.gradient_monitor import GradientMonitor
 from hyperrbp.experiments.meta_optimizer import evaluations, meta_optimizer
 from hyperrbp.experiments.results.records import GradientRecord, RollbackRecord, StepRecord
@@ -153,10 +153,10 @@ def _finish(
     result = _result(experiment, folder, state, status, wall_seconds, test)
     folder.write_result(result)
     layout = experiment.problem(state.best_step).layout
-    code, tensors = exported(
+    export = export_sgd(
         layout, state.best_theta, result, experiment.recipe, rows=experiment.data.train_rows
     )
-    folder.write_hyperparameters(summarize(result.hyperparameters), code, tensors)
+    folder.write_hyperparameters(summarize(result.hyperparameters), export.code, export.tensors)
     return result
 
 

@@ -17,7 +17,7 @@ from hyperrbp.config.loading import parse
 from hyperrbp.config.recipe import Recipe
 from hyperrbp.experiments.checkpoint import read_tensors
 from hyperrbp.experiments.experiment import Experiment
-from hyperrbp.experiments.export import EXAMPLE_WEIGHTS, WEIGHT_DECAY, exported, sgd_settings
+from hyperrbp.experiments.export import EXAMPLE_WEIGHTS, WEIGHT_DECAY, export_sgd, sgd_settings
 from hyperrbp.experiments.results.tune import BestStep, TuneResult
 from hyperrbp.experiments.run_folder import RunFolder
 from hyperrbp.problems.training.hyperparameters import Grain
@@ -92,9 +92,9 @@ def written(folder: Path, recipe: Recipe):
     theta = experiment.theta
     theta = theta + 0.4 * torch.randn(len(theta), generator=source, dtype=theta.dtype)
     layout = experiment.problem().layout
-    code, tensors = exported(layout, theta, ABOUT, recipe, experiment.data.train_rows)
+    export = export_sgd(layout, theta, ABOUT, recipe, experiment.data.train_rows)
     run = RunFolder(folder)
-    run.write_hyperparameters({}, code, tensors)
+    run.write_hyperparameters({}, export.code, export.tensors)
     return experiment, theta, runpy.run_path(str(run.groups_file))
 
 
