@@ -118,7 +118,7 @@ def compare(
         resolved = tuning_recipe(recipe, settings, overrides, run_code)
         if against is not None:
             if budget_seconds is None:
-                raise UsageError("--against: say for how long, with --budget-seconds")
+                raise UsageError("--against needs --budget-seconds")
             names = listed(against)
             _benchmark(resolved, names, budget_seconds, seeds, out, data_root, as_json, quiet)
             return

@@ -17,7 +17,7 @@ D = TypeVar("D", bound="Document")
 
 
 def progress_callback(quiet: bool) -> Callback[object, object] | None:
-    """Return what shows the progress of something long on stderr; None if ``quiet``."""
+    """Return a display of progress on stderr, a bar on a terminal; None if ``quiet``."""
     from hyperrbp.reporting.progress import ProgressBar, ProgressLines
 
     if quiet:
@@ -28,6 +28,6 @@ def progress_callback(quiet: bool) -> Callback[object, object] | None:
 def print_report(report: D, page: Callable[[D], RenderableType], as_json: bool) -> None:
     """Print a report as JSON, or as the page that shows it."""
     if as_json:
-        print_json(report.model_dump(mode="json"))
+        print_json(report)
     else:
         print_answer(page(report))

@@ -85,10 +85,6 @@ def load(text: str, source: str, at: KeyPath = ()) -> tuple[Any, dict[KeyPath, i
     Raises:
         RecipeError: if it is not YAML, or uses more of YAML than a recipe may.
     """
-
-    def invalid(line: int | None, problem: str) -> RecipeError:
-        return RecipeError([Fault(source, line, "", f"not valid YAML: {problem}")])
-
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
@@ -98,13 +94,19 @@ def load(text: str, source: str, at: KeyPath = ()) -> tuple[Any, dict[KeyPath, i
         if faults := list(survey.faults(node, at)):
             raise RecipeError(faults)
         return loader.construct_document(node), survey.lines
-    except yaml.reader.ReaderError as error:
+    except yaml.YAMLError as error:
+        line, problem = _line_and_problem(error, text)
+        raise RecipeError([Fault(source, line, "", f"not valid YAML: {problem}")]) from None
+
+
+def _line_and_problem(error: yaml.YAMLError, text: str) -> tuple[int | None, str]:
+    """Return where a text is not YAML, and why, in plain words."""
+    if isinstance(error, yaml.reader.ReaderError):
         line = text.count("\n", 0, error.position) + 1
-        character = f"U+{ord(text[error.position]):04X}"
-        raise invalid(line, f"the character {character} is not allowed") from None
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        raise invalid(mark.line + 1 if mark else None, _in_plain_words(error)) from None
+        return line, f"the character U+{ord(text[error.position]):04X} is not allowed"
+    assert isinstance(error, yaml.MarkedYAMLError)
+    mark = error.problem_mark
+    return mark.line + 1 if mark else None, _in_plain_words(error)
 
 
 def _in_plain_words(error: yaml.MarkedYAMLError) -> str:
