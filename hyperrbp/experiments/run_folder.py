@@ -1,11 +1,11 @@
-"""A run's folder: what is in it, and what may be done with one that exists.
+"""The folder of a run: its files, and how they are written and read.
 
 ================================  ================================================================
 ``recipe.yaml``                   the recipe as it was run, every key spelt out
 ``records.jsonl``                 one JSON record a meta step, epoch or stretch of training steps
 ``checkpoint.json``               where to go on; ``train`` has its tensors in a file beside it
-``checkpoint.previous.json``      the one before it, for the day that it is damaged
-``.lock``                         while the run goes on: whose it is
+``checkpoint.previous.json``      the one before it, in case that one is damaged
+``.lock``                         which process uses the folder, while one does
 ``result.json``                   the answer
 ``hyperparameters.yaml``          ``tune``: the tuned hyperparameters, in summary where very many
 ``sgd_parameter_groups.py``       ``tune``: the same, as parameter groups for ``torch.optim.SGD``
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
     from hyperrbp.experiments.results.document import Document
     from hyperrbp.experiments.results.records import Record
+    from hyperrbp.experiments.results.run import InexactResume
 
 R = TypeVar("R", bound="Record")
 D = TypeVar("D", bound="Document")
@@ -50,13 +51,13 @@ log = logging.getLogger(__name__)
 
 
 def default_folder(name: str) -> Path:
-    """``runs/<name>-<UTC time>``."""
+    """Return ``runs/<name>-<UTC time>``."""
     return Path("runs") / f"{name}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
 
 
 @contextmanager
 def open_run(run: Path | RunFolder, resume: bool) -> Iterator[RunFolder]:
-    """The folder of a run to begin, or to go on with, for this process alone.
+    """Lock the folder of a run to begin, or to go on with, and yield it.
 
     Args:
         run: the folder; one that is open already is passed on as it is.
@@ -82,7 +83,7 @@ def open_run(run: Path | RunFolder, resume: bool) -> Iterator[RunFolder]:
 
 
 class RunFolder:
-    """The folder of one run."""
+    """The folder of one run; see the top of the module for what is in it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -94,8 +95,8 @@ class RunFolder:
         self.groups_file = path / "sgd_parameter_groups.py"
         self.weights_file = path / "weights.safetensors"
         self.events = path / "events"
-        self.inexact_resumes: list[dict[str, Any]] = []
-        """What had changed ({key: [old, new]}) each time it went on elsewhere."""
+        self.inexact_resumes: list[InexactResume] = []
+        """What had changed, for each resume in another environment."""
 
     def check_new(self) -> None:
         """Refuse a folder that has something in it.
@@ -159,8 +160,8 @@ class RunFolder:
 
         Args:
             environment: what the bits of the steps to come depend on.
-            inexact: go on also where that was another for the steps taken; it is logged, and stands
-                in the result.
+            inexact: accept that it was another for the steps taken; this is logged, and noted in
+                the result.
 
         Raises:
             CheckpointError: if there is none that is whole, or without ``inexact``.
@@ -176,20 +177,24 @@ class RunFolder:
                 f"{self.checkpoint_file}: not of this version ({error})"
             ) from None
         if changed:
-            listed = "; ".join(f"{key}: {old!r} → {new!r}" for key, (old, new) in changed.items())
-            if not inexact:
-                raise CheckpointError(
-                    f"{self.path} was begun elsewhere ({listed}), where the same steps give other"
-                    " bits; go there, or go on with --inexact-resume: the run is then no longer"
-                    " one that its recipe repeats bit for bit"
-                )
-            log.warning(
-                "going on elsewhere (%s): the run is no longer one that its recipe repeats bit for"
-                " bit",
-                listed,
-            )
-            self.inexact_resumes = [*self.inexact_resumes, changed]
+            self._accept(changed, inexact)
         return content, tensors
+
+    def _accept(self, changed: InexactResume, inexact: bool) -> None:
+        """Note that the environment has changed, or refuse to go on in it."""
+        listed = "; ".join(f"{key}: {old!r} → {new!r}" for key, (old, new) in changed.items())
+        if not inexact:
+            raise CheckpointError(
+                f"{self.path} was begun in another environment ({listed}), and steps taken in this"
+                " one may differ in their last bits. Resume it in its own environment, or add"
+                " --inexact-resume: its recipe then no longer repeats the run bit for bit"
+            )
+        log.warning(
+            "resuming in another environment (%s): the recipe no longer repeats this run bit for"
+            " bit",
+            listed,
+        )
+        self.inexact_resumes = [*self.inexact_resumes, changed]
 
     # --- records ----------------------------------------------------------------------------------
 

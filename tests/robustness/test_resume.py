@@ -280,13 +280,13 @@ def test_a_resume_elsewhere_is_refused_or_said(tmp_path, begun, whole, key, capl
     before = content(folder)
     with pytest.raises(CheckpointError, match="go on with --inexact-resume") as raised:
         tune_recipe(tiny(), folder, resume=True)
-    assert f"begun elsewhere ({key}: {old!r} → {new!r})" in str(raised.value)
+    assert f"begun in another environment ({key}: {old!r} → {new!r})" in str(raised.value)
     assert content(folder) == before
     assert not caplog.records
     with pytest.raises(KeyboardInterrupt):
         tune_recipe(tiny(), folder, resume=True, inexact_resume=True, callbacks=[StopsAfter(1)])
     (logged,) = (record.getMessage() for record in caplog.records)
-    assert f"going on elsewhere ({key}: {old!r} → {new!r})" in logged
+    assert f"resuming in another environment ({key}: {old!r} → {new!r})" in logged
     assert "no longer one that its recipe repeats bit for bit" in logged
     caplog.clear()
     result = as_json(tune_recipe(tiny(), folder, resume=True))
@@ -439,7 +439,7 @@ def test_the_command_ends_with_7_and_one_line(tmp_path, begun, begun_network, ve
     assert done.stderr.count("\n") == 1
     done = command(verb, folder, "--resume", "--inexact-resume")
     assert done.exit_code == 0, done.output
-    assert done.stderr.startswith("hyperrbp: note: going on elsewhere (python: '2.7.18' → ")
+    assert done.stderr.startswith("hyperrbp: note: resuming in another environment (python: '2.7.18' → ")
     assert done.stderr.count("\n") == 1
     assert result_of(folder)["inexact_resumes"] == [changes]
 
