@@ -14,32 +14,34 @@ import sys
 import tempfile
 from pathlib import Path
 
-from hyperrbp.reporting.terminal import Dashboard, answer, state_table
 from rich.console import Console
 
 from hyperrbp import tune_recipe
 from hyperrbp.config.loading import read
 from hyperrbp.config.presets import find
 from hyperrbp.experiments.check import check_recipe
+from hyperrbp.experiments.tune import TuneStep
 from hyperrbp.reporting.check import draw_check, page
+from hyperrbp.reporting.results import tuning_page
+from hyperrbp.reporting.tuning_dashboard import TuningDashboard, state_table
 
 
-class Halfway(Dashboard):
+class Halfway(TuningDashboard):
     """A dashboard that keeps the frame of one meta step."""
 
-    def stepped(self, record, theta) -> None:  # type: ignore[no-untyped-def]
-        super().stepped(record, theta)
-        if record["meta_step"] == 20:
+    def on_record(self, record: TuneStep) -> None:
+        super().on_record(record)
+        if record.record.meta_step == 20:
             self._console.print(self._bar)
-            self._console.print(state_table(self._losses, record))
+            self._console.print(state_table(self._losses, record.record))
             self._console.print()
 
 
 def tuned(console: Console) -> None:
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         run = Path("runs/digits-20261122T090000Z")
-        result = tune_recipe(read(find("digits")), run, observers=[Halfway(console)])
-        console.print(answer(result))
+        result = tune_recipe(read(find("digits")), run, callbacks=[Halfway(console)])
+        console.print(tuning_page(result))
 
 
 def checked(console: Console, figure: Path) -> None:
