@@ -12,11 +12,11 @@ import torch
 
 from hyperrbp.config.recipe import Recipe
 from hyperrbp.exceptions import CheckpointError, DivergedError
-from hyperrbp.experiments.evaluation import compare_on_replicates
 from hyperrbp.experiments.experiment import Experiment
 from hyperrbp.experiments.export import export_sgd
 from hyperrbp.experiments.gradient_monitor import GradientMonitor
 from hyperrbp.experiments.meta_optimizer import evaluations, meta_optimizer
+from hyperrbp.experiments.replicates import compare_on_replicates
 from hyperrbp.experiments.results.records import GradientRecord, RollbackRecord, StepRecord
 from hyperrbp.experiments.results.run import DONE, spent
 from hyperrbp.experiments.results.tune import (

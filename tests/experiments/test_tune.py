@@ -16,8 +16,8 @@ from hyperrbp import tune_recipe
 from hyperrbp.config.loading import read
 from hyperrbp.exceptions import CheckpointError, UsageError
 from hyperrbp.experiments import checkpoint
-from hyperrbp.experiments.evaluation import compare_on_replicates
 from hyperrbp.experiments.experiment import Experiment
+from hyperrbp.experiments.replicates import compare_on_replicates
 from hyperrbp.experiments.results.records import StepRecord
 from hyperrbp.experiments.run_folder import RunFolder
 from hyperrbp.reporting.tensorboard import TensorBoard, scalars
