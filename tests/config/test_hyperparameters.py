@@ -22,7 +22,7 @@ RECIPES = {
 }
 
 
-def cell(row: str, horizon: Horizon) -> str:
+def entry(row: str, horizon: Horizon) -> str:
     return HORIZONS[row].get(horizon, HORIZONS[row][Horizon.RUN])
 
 
@@ -39,7 +39,7 @@ def text_of(row: str, method: str, trunc: int = 5) -> str:
 @pytest.mark.parametrize("row", HORIZONS)
 def test_a_recipe_is_refused_where_the_table_says_so(row, method):
     horizon = method_class(method).horizon
-    said = cell(row, horizon)
+    said = entry(row, horizon)
     if not said.startswith("refused"):
         parse(text_of(row, method))
         return
