@@ -1,4 +1,4 @@
-"""Arrays that somebody else made, as examples; or one line on what is wrong with them."""
+"""Arrays of the user's own, checked and turned into examples."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _NOT_NUMBERS = {
     "V": "records",
 }
 _EXACT = 2**24
-"""Whole numbers up to here are float32 numbers."""
+"""The largest whole number up to which all are float32 numbers."""
 
 
 def examples(inputs: Any, targets: Any, where: str, names: tuple[str, str]) -> Batch:
-    """Inputs in their own shape and targets as they are, as tensors.
+    """Return inputs in their own shape and targets as they are, as tensors.
 
     Bytes are taken as pixels, 0 … 255 → 0 … 1; floats stay as they are. Whole targets are classes,
     int64; floats are values, (B, 1) if they were (B,).
@@ -49,7 +49,7 @@ def examples(inputs: Any, targets: Any, where: str, names: tuple[str, str]) -> B
 
 
 def split(whole: Batch, share: float, where: str) -> DataSet:
-    """A share held out, drawn at random: the same one for every seed, so that seeds compare.
+    """Hold out a random share: the same one for every seed, so that seeds compare.
 
     What is left to train on keeps its numbers, or gets those it has in the whole.
 
@@ -71,7 +71,7 @@ def split(whole: Batch, share: float, where: str) -> DataSet:
 
 
 def in_random_order(whole: Batch) -> Batch:
-    """The same order every time, with the numbers from before it.
+    """Return the examples in a fixed random order, with the numbers that they had before.
 
     What comes class by class cannot be cut at a number.
     """

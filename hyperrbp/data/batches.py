@@ -24,22 +24,22 @@ class Batch(NamedTuple):
     rows: Tensor | None = None
     """Which of the training examples they are, shape (B,)."""
     segment: int = -1
-    """The stretch of the run that they belong to; by default the last one."""
+    """The segment of the run that they belong to; by default the last one."""
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def in_segment(self, segment: int) -> Batch:
-        """The same examples in a stretch of the run."""
+        """Return the same examples, in a segment of the run."""
         return Batch(self.inputs, self.targets, self.rows, segment)
 
     def in_precision(self, dtype: torch.dtype) -> Batch:
-        """The same examples; whole numbers, such as classes, stay as they are."""
+        """Return the same examples; whole numbers, such as classes, stay as they are."""
         inputs, targets = (x.to(dtype) if x.is_floating_point() else x for x in self[:2])
         return Batch(inputs, targets, self.rows, self.segment)
 
     def chunks(self, size: int = CHUNK) -> Iterable[tuple[float, Batch]]:
-        """Pieces of at most ``size`` examples, each with its share of the whole."""
+        """Yield pieces of at most ``size`` examples, each with its share of the whole."""
         for start in range(0, len(self), size):
             here = slice(start, start + size)
             rows = None if self.rows is None else self.rows[here]
@@ -48,13 +48,13 @@ class Batch(NamedTuple):
 
 
 class Batches(Protocol):
-    """The minibatch of every step, and all examples that they are drawn from."""
+    """The minibatch of every step, and all examples that they are sampled from."""
 
     def __call__(self, t: int) -> Batch:
-        """The minibatch of step t."""
+        """Return the minibatch of step t."""
 
     def population(self) -> Iterable[tuple[float, Batch]]:
-        """All examples, in weighted chunks."""
+        """Yield all examples, in weighted chunks."""
 
 
 class ShuffledBatches:
@@ -72,7 +72,7 @@ class ShuffledBatches:
         self._order: tuple[int, Tensor] | None = None
 
     def __call__(self, t: int) -> Batch:
-        """The minibatch of step t, shape (size, …)."""
+        """Return the minibatch of step t, shape (size, …)."""
         inputs, targets = self._examples[:2]
         epoch, position = divmod(t, len(targets) // self._size)
         if self._order is None or self._order[0] != epoch:
@@ -85,7 +85,7 @@ class ShuffledBatches:
         return Batch(inputs.index_select(0, rows), targets.index_select(0, rows), rows)
 
     def population(self) -> Iterable[tuple[float, Batch]]:
-        """All examples, in weighted chunks."""
+        """Yield all examples, in weighted chunks."""
         return self._examples.chunks()
 
 
@@ -102,11 +102,11 @@ class ListedBatches:
         ]
 
     def __call__(self, t: int) -> Batch:
-        """The minibatch of step t."""
+        """Return the minibatch of step t."""
         return self._batches[t % len(self._batches)]
 
     def population(self) -> Iterable[tuple[float, Batch]]:
-        """Every minibatch, with its share of the examples."""
+        """Yield all examples, in weighted chunks."""
         total = sum(map(len, self._batches))
         return [(len(batch) / total, batch) for batch in self._batches]
 
@@ -118,10 +118,10 @@ class ConvertedBatches:
         self._batches, self._dtype = batches, dtype
 
     def __call__(self, t: int) -> Batch:
-        """The minibatch of step t."""
+        """Return the minibatch of step t."""
         return self._batches(t).in_precision(self._dtype)
 
     def population(self) -> Iterable[tuple[float, Batch]]:
-        """All examples, in weighted chunks."""
+        """Yield all examples, in weighted chunks."""
         for weight, x in self._batches.population():
             yield weight, x.in_precision(self._dtype)

@@ -1,4 +1,4 @@
-"""The data sets that a recipe can name: one function and one registry line each.
+"""The built-in data sets: one function and one registry line each.
 
 Every set has a training part, in its original order, and a held-out part. Nothing is downloaded
 unless it is asked for.
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BuiltinSet:
-    """A data set by name, and what is known of it before it is read."""
+    """A built-in data set, and what is known of it before it is read."""
 
     read: Callable[[Path, bool], DataSet]  # (data root, whether to download)
     train_examples: int
@@ -40,7 +40,7 @@ class BuiltinSet:
 
 
 def data_root(given: Path | None = None) -> Path:
-    """Where data sets live: the argument, else ``HYPERRBP_DATA``, else the user's cache folder."""
+    """Return where data sets live: the argument, else ``HYPERRBP_DATA``, else the user's cache."""
     if given is not None:
         return given.expanduser()
     if named := os.environ.get("HYPERRBP_DATA"):
@@ -51,7 +51,7 @@ def data_root(given: Path | None = None) -> Path:
 
 
 def load_builtin_set(name: str, root: Path, *, download: bool = False) -> DataSet:
-    """The data set called ``name`` (one of BUILTIN_SETS).
+    """Load the data set of a name, one of BUILTIN_SETS.
 
     Raises:
         DataError: if it is missing, damaged, or not what its name promises.
@@ -72,7 +72,7 @@ def load_builtin_set(name: str, root: Path, *, download: bool = False) -> DataSe
 
 
 def _digits(root: Path, download: bool) -> DataSet:
-    """1,797 real 8×8 digits, shipped with scikit-learn: 1,200 to train on, 597 held out."""
+    """Load 1,797 real 8×8 digits, shipped with scikit-learn: 1,200 to train on, 597 held out."""
     import torch
     from sklearn.datasets import load_digits
 
@@ -85,7 +85,7 @@ def _digits(root: Path, download: bool) -> DataSet:
 
 
 def _torchvision(class_name: str) -> Callable[[Path, bool], DataSet]:
-    """One of torchvision's 28×28 ten-class sets, from ``root/<class name>/raw``."""
+    """Return what loads one of torchvision's 28×28 ten-class sets, from ``root/<class>/raw``."""
 
     def load_both(root: Path, download: bool) -> DataSet:
         import torch
@@ -142,7 +142,7 @@ _MIRRORS = {
     "FashionMNIST": "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion",
     "KMNIST": "https://codh.rois.ac.jp/kmnist/dataset/kmnist",
 }
-"""torchvision's own, where they speak https."""
+"""The mirrors of torchvision that speak https."""
 
 
 BUILTIN_SETS: dict[str, BuiltinSet] = {

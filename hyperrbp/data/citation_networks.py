@@ -83,7 +83,7 @@ class CitationGraph:
 
     @property
     def node_count(self) -> int:
-        """N."""
+        """N, the number of documents."""
         return len(self.labels)
 
     @property
@@ -93,12 +93,12 @@ class CitationGraph:
 
     @property
     def class_count(self) -> int:
-        """C."""
+        """C, the number of classes."""
         return int(self.labels.max()) + 1
 
     @property
     def feature_count(self) -> int:
-        """F."""
+        """F, the number of features of a document."""
         return self.features.shape[1]
 
 
@@ -121,7 +121,7 @@ class Accuracies:
 
 
 def load_citations(name: str, root: Path, *, download: bool = False) -> CitationGraph:
-    """The network called ``name`` (one of NETWORKS), from ``root/<folder>/raw``.
+    """Load a network by name, one of NETWORKS, from ``root/<folder>/raw``.
 
     Nothing is written below ``root`` unless files are missing and ``download`` is true.
 
@@ -160,7 +160,7 @@ def load_citations(name: str, root: Path, *, download: bool = False) -> Citation
 
 
 def _verified_files(folder: Path, network: Network) -> dict[str, bytes]:
-    """Content of the files that are there; from here on they are not looked at again."""
+    """Read and verify the files that are there; from here on they are not looked at again."""
     raw = {}
     for name in network.digests:
         file = folder / name
@@ -229,7 +229,7 @@ def _parse(raw: dict[str, bytes], network: Network, planetoid: Any) -> CitationG
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Neither Planetoid's progress lines nor the old pickles' deprecation warnings."""
+    """Silence Planetoid's progress lines and the old pickles' deprecation warnings."""
     with (
         warnings.catch_warnings(),
         contextlib.redirect_stdout(io.StringIO()),
@@ -240,7 +240,7 @@ def _silence() -> Iterator[None]:
 
 
 def _undirected(pairs: Tensor) -> Tensor:
-    """Both directions of every pair, once each, without self-loops, sorted. Shape (2, …)."""
+    """Return both directions of every pair once, sorted, without self-loops; shape (2, …)."""
     import torch
 
     pairs = pairs[:, pairs[0] != pairs[1]].to(torch.int64)
@@ -249,7 +249,7 @@ def _undirected(pairs: Tensor) -> Tensor:
 
 
 def principal_components(features: Tensor, dimensions: int) -> Tensor:
-    """The documents' first principal components, their initial hidden states; (N, dimensions).
+    """Return the documents' first principal components, shape (N, dimensions).
 
     Features are centred, not scaled. Computed in float64 with an exact solver and scikit-learn's
     sign rule, so without any randomness; float32 comes back, on the CPU.
@@ -271,10 +271,10 @@ def principal_components(features: Tensor, dimensions: int) -> Tensor:
 
 
 def split(labels_count: int, seed: int) -> Split:
-    """1% of the documents to train on, 49% to validate on, the rest to test on (paper §5.2).
+    """Sample 1% of the documents to train on, 49% to validate on, the rest to test on (§5.2).
 
     The first two are rounded to the nearest integer, halves up: 27 / 1,327 / 1,354 for Cora,
-    197 / 9,661 / 9,859 for Pubmed. Drawn without regard to classes, so one can lack in training.
+    197 / 9,661 / 9,859 for Pubmed. Classes are not balanced, so that one can lack in training.
 
     Raises:
         DataError: if not even one document is left to train on (fewer than 50).
@@ -292,9 +292,9 @@ def split(labels_count: int, seed: int) -> Split:
 
 
 def logistic_regression_accuracy(features: Tensor, labels: Tensor, split: Split) -> Accuracies:
-    """The paper's baseline: logistic regression on each document's own features, (N, any).
+    """Return the accuracies of the paper's baseline, a logistic regression on each document alone.
 
-    scikit-learn's, with its default L2 penalty; its solver draws no random numbers, so the split is
+    scikit-learn's, with its default L2 penalty; its solver uses no random numbers, so the split is
     all that a seed decides. The paper does not say whether the features are those published or
     the principal components that the network gets. Measured on Cora, test accuracy over seeds
     0 … 9: 33.9 ± 5.7% on the former, 39.5 ± 5.6% on the latter; Table 2 has 39.96 ± 3.4%.

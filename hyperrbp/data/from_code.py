@@ -13,7 +13,7 @@ from hyperrbp.runtime.randomness import generator, seeded
 
 
 def load_from_code(name: str, options: Mapping[str, Any], modules: user_code.Modules) -> DataSet:
-    """What the function makes of the options: ((x, y) to train on, (x, y) held out).
+    """Call a function for its data: ((x, y) to train on, (x, y) held out).
 
     PyTorch's generators have the same seed whenever it runs, and stand afterwards as before.
 

@@ -20,7 +20,7 @@ _EIGHT_BITS = {*_GRAY, "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
 
 
 def load_folder(folder: Path, size: int | None, colors: str | None, heldout: float) -> DataSet:
-    """train/<class>/… and test/<class>/…: classes are numbered in the order of their names.
+    """Load train/<class>/… and test/<class>/…, classes numbered in the order of their names.
 
     Without test/, a share of train/ is held out. Images come in a fixed random order, since that
     of the files is class by class.
@@ -73,7 +73,7 @@ class Pixels:
         self._first: tuple[tuple[int, int], str] | None = None
 
     def of(self, image: Image.Image, where: str) -> np.ndarray[Any, Any]:
-        """Its pixels.
+        """Return the pixels of an image, shape (C, H, W), bytes.
 
         Raises:
             DataError: if it is of another size than the first, or has more than 8 bits a colour.
@@ -97,7 +97,7 @@ class Pixels:
 
 
 def stacked(images: list[np.ndarray[Any, Any]], labels: Iterable[int], where: str) -> Batch:
-    """Images of one size with their classes."""
+    """Stack images of one size with their classes."""
     if not images:
         raise DataError(f"{where}: no examples")
     targets = np.array(list(labels), dtype=np.int64)

@@ -19,7 +19,7 @@ _COLORS = (1, 3, 4)
 
 
 def load_npz(file: Path, heldout: float, channels: str | None) -> DataSet:
-    """Inputs in their own shape, images as (C, H, W) or (H, W); and targets as they are.
+    """Load inputs in their own shape, images as (C, H, W) or (H, W), and targets as they are.
 
     Args:
         file: a ``.npz`` file.
@@ -42,7 +42,7 @@ def load_npz(file: Path, heldout: float, channels: str | None) -> DataSet:
 
 
 def _read(file: Path) -> tuple[dict[str, Any], list[str]]:
-    """The arrays that are wanted, and the names of all."""
+    """Read the arrays that are wanted, and the names of all."""
     try:
         with file.open("rb") as content:  # NumPy leaves open what it cannot read
             opened = np.load(content, allow_pickle=False)

@@ -26,10 +26,10 @@ _Pixels = Annotated[int, Field(ge=1, le=4096)]
 
 
 class Source(Protocol):
-    """A kind of data set with its options."""
+    """A data set of the user's own, with its options."""
 
     def load(self, name: str, root: Path, download: bool) -> DataSet:
-        """Inputs in their own shape, and targets as they are.
+        """Load inputs in their own shape, and targets as they are.
 
         Raises:
             DataError: if they are missing, damaged, or no examples.
@@ -43,12 +43,12 @@ class ArrayFile:
     __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}
 
     heldout: _HeldOut = 0.2
-    """The share that is held out, drawn at random, where the file has no test arrays."""
+    """The share that is held out at random where the file has no test arrays."""
     channels: Literal["first", "last"] | None = None
     """Where the colours of an image stand: (C, H, W) or (H, W, C)."""
 
     def load(self, name: str, root: Path, download: bool) -> DataSet:
-        """See :class:`Source`."""
+        """Load the data set; see :class:`Source`."""
         from hyperrbp.data.npz import load_npz
 
         return load_npz(Path(name), self.heldout, self.channels)
@@ -67,7 +67,7 @@ class ImageFolder:
     heldout: _HeldOut = 0.2
 
     def load(self, name: str, root: Path, download: bool) -> DataSet:
-        """See :class:`Source`."""
+        """Load the data set; see :class:`Source`."""
         from hyperrbp.data.images import load_folder
 
         return load_folder(Path(name), self.size, self.colors, self.heldout)
@@ -85,7 +85,7 @@ class TorchvisionSet:
     """Which of EMNIST's six sets; the others have one each."""
 
     def load(self, name: str, root: Path, download: bool) -> DataSet:
-        """See :class:`Source`."""
+        """Load the data set; see :class:`Source`."""
         from hyperrbp.data.torchvision_sets import load_torchvision_set
 
         kind = name.removeprefix(TORCHVISION)
@@ -100,7 +100,7 @@ class Code:
     modules: user_code.Modules
 
     def load(self, name: str, root: Path, download: bool) -> DataSet:
-        """See :class:`Source`."""
+        """Load the data set; see :class:`Source`."""
         from hyperrbp.data.from_code import load_from_code
 
         return load_from_code(name, self.arguments, self.modules)
@@ -112,11 +112,11 @@ SOURCE_KINDS: dict[str, type[ArrayFile] | type[ImageFolder] | type[TorchvisionSe
     "torchvision:NAME": TorchvisionSet,
     "file.py:function": Code,
 }
-"""By what their names look like."""
+"""The kinds of sources, by the form of their names."""
 
 
 def kind_of(name: str) -> str | None:
-    """The key of SOURCE_KINDS for a name, if it looks like one."""
+    """Return the key of SOURCE_KINDS for a name, or None if it looks like none of them."""
     if name.startswith(TORCHVISION):
         return "torchvision:NAME"
     if user_code.is_code(name):
@@ -127,7 +127,7 @@ def kind_of(name: str) -> str | None:
 
 
 def source_of(name: str, options: Mapping[str, Any], modules: user_code.Modules) -> Source:
-    """The data set that a name of one of the kinds means; ``modules`` has the code of one.
+    """Return the source that a name means; ``modules`` has the code of one that is code.
 
     Raises:
         UsageError: if it is of no kind.
@@ -139,7 +139,7 @@ def source_of(name: str, options: Mapping[str, Any], modules: user_code.Modules)
 
 
 def located(name: str, folder: Path) -> str:
-    """The same name with an absolute path, where that was given relative to a folder."""
+    """Return the same name with an absolute path, where that was given relative to a folder."""
     match kind_of(name):
         case "file.py:function":
             return user_code.located(name, folder)

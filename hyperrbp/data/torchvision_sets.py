@@ -28,7 +28,7 @@ def load_torchvision_set(
     colors: str | None,
     split: str | None,
 ) -> DataSet:
-    """Images (C, H, W) and their classes, of both parts.
+    """Load images (C, H, W) and their classes, of both parts.
 
     Raises:
         DataError: if they are missing, or torchvision cannot read them.

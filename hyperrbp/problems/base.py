@@ -1,4 +1,4 @@
-"""The waist between what converges and how it is differentiated.
+"""The interface between what converges and how it is differentiated.
 
 A problem is a recurrent map h' = F(h, θ, x) iterated T times, and a loss on the last state
 (Liao et al. 2018, eq. 1-3). A gradient method needs of it F, the loss gradient, and three
@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 Input = Any
-"""Whatever one application of F is fed: a minibatch, an image, a graph. Methods only pass it on."""
+"""The input of one application of F: a minibatch, an image, a graph. Methods only pass it on."""
 
 
 Pushforward = Callable[[Tensor, Input, Tensor], tuple[Tensor, Tensor]]
-"""(h, x, S) ↦ (F(h, θ, x), J S + ∂F/∂θ): takes the tangents S of a state forth."""
+"""(h, x, S) ↦ (F(h, θ, x), J S + ∂F/∂θ): it pushes the tangents S of a state forward."""
 
 
 class Problem(ABC):
@@ -38,33 +38,33 @@ class Problem(ABC):
 
     @abstractmethod
     def initial_state(self, theta: Tensor | None = None) -> Tensor:
-        """h_0 at θ, shape (n,); where it does not depend on θ, that may be left out."""
+        """Return h_0 at θ, shape (n,); where it does not depend on θ, that may be left out."""
 
     @abstractmethod
     def step(self, h: Tensor, theta: Tensor, x: Input) -> Tensor:
-        """F(h, θ, x), shape (n,): differentiable in h and θ wherever they require a gradient."""
+        """Return F(h, θ, x), shape (n,), differentiable in h and θ if they require a gradient."""
 
     @abstractmethod
     def input(self, t: int) -> Input:
-        """x_t, the input of the update from h_t to h_{t+1}, for 0 ≤ t < steps."""
+        """Return x_t, the input of the update from h_t to h_{t+1}, for 0 ≤ t < steps."""
 
     @abstractmethod
     def population(self) -> Iterable[tuple[float, Input]]:
-        """All that the inputs are drawn from, as weighted chunks; the weights sum to one.
+        """Yield all that the inputs are sampled from, as weighted chunks; the weights sum to one.
 
         A problem with a fixed input yields that input with weight 1.
         """
 
     @abstractmethod
     def loss_and_gradient(self, h: Tensor) -> tuple[Tensor, Tensor]:
-        """L(h), shape (), and ∂L/∂h, shape (n,); neither keeps a graph."""
+        """Return L(h), shape (), and ∂L/∂h, shape (n,); neither keeps a graph."""
 
     def loss(self, h: Tensor) -> Tensor:
-        """L(h), shape (), without its gradient."""
+        """Return L(h), shape (), without its gradient."""
         return self.loss_and_gradient(h)[0]
 
     def states(self, theta: Tensor, start: int, stop: int, h: Tensor) -> Iterator[Tensor]:
-        """h_{start+1}, …, h_stop from h = h_start, without graphs.
+        """Yield h_{start+1}, …, h_stop from h = h_start, without graphs.
 
         Each is valid until the next is asked for: whoever keeps one has to copy it.
         """
@@ -74,24 +74,24 @@ class Problem(ABC):
             yield h
 
     def run(self, theta: Tensor, start: int, stop: int, h: Tensor) -> Tensor:
-        """h_stop from h = h_start, keeping no graph and no trajectory."""
+        """Return h_stop from h = h_start, keeping no graph and no trajectory."""
         for state in self.states(theta, start, stop, h):
             h = state
         return h
 
     def last_state(self, theta: Tensor) -> Tensor:
-        """h_T at θ, shape (n,)."""
+        """Return h_T at θ, shape (n,)."""
         return self.run(theta, 0, self.steps, self.initial_state(theta))
 
     def initial_theta_transposed(self, theta: Tensor, u: Tensor) -> Tensor:
-        """(∂h_0/∂θ)ᵀu, shape (p,)."""
+        """Return (∂h_0/∂θ)ᵀu, shape (p,)."""
         with torch.enable_grad():
             theta = theta.detach().requires_grad_()
             h = self.initial_state(theta)
         return _pullback(h, [theta], u)[0]
 
     def initial_tangents(self, theta: Tensor) -> Tensor:
-        """∂h_0/∂θ, shape (p, n): row i is ∂h_0/∂θ_i."""
+        """Return ∂h_0/∂θ, shape (p, n): row i is ∂h_0/∂θ_i."""
         with torch.enable_grad():
             theta = theta.detach().requires_grad_()
             h = self.initial_state(theta)
@@ -105,11 +105,11 @@ class Problem(ABC):
         return tangents
 
     def transposed_at(self, h: Tensor, theta: Tensor) -> Callable[[Input, Tensor], Tensor]:
-        """(x, u) ↦ Jᵀu at (h, θ, x), shape (n,), from linearizations that are not kept."""
+        """Return (x, u) ↦ Jᵀu at (h, θ, x), shape (n,), from linearizations that are not kept."""
         return lambda x, u: Linearization(self, h, theta, x).transposed(u)
 
     def pullback_at(self, theta: Tensor) -> Callable[[Tensor, Input, Tensor], tuple[Tensor, ...]]:
-        """(h, x, u) ↦ (Jᵀu, (∂F/∂θ)ᵀu) at (h, θ, x): takes an adjoint u of F(h, θ, x) back."""
+        """Return (h, x, u) ↦ (Jᵀu, (∂F/∂θ)ᵀu) at (h, θ, x): it pulls an adjoint u of F back."""
 
         def pullback(h: Tensor, x: Input, u: Tensor) -> tuple[Tensor, Tensor]:
             along_h, along_theta = Linearization(self, h, theta, x).both_transposed(u[None])
@@ -118,7 +118,7 @@ class Problem(ABC):
         return pullback
 
     def pushforward_at(self, theta: Tensor) -> Pushforward:
-        """(h, x, S) ↦ (F(h, θ, x), J S + ∂F/∂θ), for tangents S that may be used up by it.
+        """Return (h, x, S) ↦ (F(h, θ, x), J S + ∂F/∂θ), for tangents S that may be used up by it.
 
         S has shape (p, n): row i is ∂h/∂θ_i.
         """
@@ -130,12 +130,12 @@ class Problem(ABC):
         return pushforward
 
     def prepare(self, theta: Tensor) -> None:  # noqa: B027  # there may be nothing to do
-        """Do now what is done but once, such as tracing, so that what follows can be timed."""
+        """Do now what is done only once, such as tracing, so that what follows can be timed."""
 
     def mean_theta_pullback(
         self, h: Tensor, theta: Tensor, chunks: Iterable[tuple[float, Input]] | None = None
     ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """The mean F̄ of F over the population at (h, θ), shape (n,), and u ↦ (∂F̄/∂θ)ᵀu.
+        """Return the mean F̄ of F over the population at (h, θ), shape (n,), and u ↦ (∂F̄/∂θ)ᵀu.
 
         ``chunks`` are other weighted inputs to take the mean over.
         """
@@ -147,45 +147,45 @@ class Problem(ABC):
         return image.detach(), lambda u: _pullback(image, [theta], u)[0]
 
     def merge(self, inputs: Sequence[Input]) -> Iterable[tuple[float, Input]]:
-        """Weighted chunks on which the mean of F equals its mean over ``inputs``."""
+        """Return weighted chunks on which the mean of F equals its mean over ``inputs``."""
         return [(1.0 / len(inputs), x) for x in inputs]
 
     def describe(self, theta: Tensor) -> Mapping[str, Mapping[str, float]]:
-        """θ for a reader: ``{kind: {name: value}}`` in natural units, in the order of θ."""
+        """Return θ in natural units, ``{kind: {name: value}}``, in the order of θ."""
         return self.by_name(theta)
 
     def by_name(self, values: Tensor) -> Mapping[str, Mapping[str, float]]:
-        """Values in the order of θ, shape (p,), by kind and name, as they are."""
+        """Return values in the order of θ, shape (p,), by kind and name, as they are."""
         return {"theta": {str(i): value for i, value in enumerate(values.tolist())}}
 
     def in_precision(self, dtype: torch.dtype) -> Problem | None:
-        """The same problem in another floating-point format; None if it has no such form."""
+        """Return the same problem in another floating-point format; None if it has no such form."""
         return None
 
     def norms(self, h: Tensor) -> Mapping[str, float]:
-        """Euclidean norms that tell a reader where h is."""
+        """Return Euclidean norms by name that show a reader how large the state has become."""
         return {"state": float(h.norm())}
 
 
 def loss_where_finite(problem: Problem, h: Tensor) -> float:
-    """L(h); NaN where the state has overflowed, which a loss need not show."""
+    """Return L(h); NaN where the state has overflowed, which a loss need not show."""
     return float(problem.loss(h)) if bool(h.isfinite().all()) else math.nan
 
 
 class Jacobian(Protocol):
-    """What a linear solver may ask: products with J = ∂F/∂h and its transpose."""
+    """The products of J = ∂F/∂h and its transpose that a linear solver asks for."""
 
     def transposed(self, u: Tensor) -> Tensor:
-        """Jᵀu, shape (n,)."""
+        """Return Jᵀu, shape (n,)."""
 
     def forward(self, v: Tensor) -> Tensor:
-        """J v, shape (n,)."""
+        """Return J v, shape (n,)."""
 
 
 class Linearization:
-    """F at (h, θ, x), as one graph that is kept and walked for every product.
+    """F at (h, θ, x), as one graph that is kept and traversed for every product.
 
-    J v comes from walking the transposed product twice (it is linear in u, so its derivative with
+    J v comes from differentiating the transposed product (it is linear in u, so its derivative with
     respect to u, applied to v, is J v exactly); it therefore needs no forward-mode rule.
     """
 
@@ -202,15 +202,15 @@ class Linearization:
         return self._image.detach()
 
     def transposed(self, u: Tensor) -> Tensor:
-        """Jᵀu, shape (n,)."""
+        """Return Jᵀu, shape (n,)."""
         return _pullback(self._image, [self._h], u)[0]
 
     def theta_transposed(self, u: Tensor) -> Tensor:
-        """(∂F/∂θ)ᵀu, shape (p,)."""
+        """Return (∂F/∂θ)ᵀu, shape (p,)."""
         return _pullback(self._image, [self._theta], u)[0]
 
     def both_transposed(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """(Jᵀu, (∂F/∂θ)ᵀu) for every row u of a matrix, from one walk: (m, n) → (m, n), (m, p)."""
+        """Return (Jᵀu, (∂F/∂θ)ᵀu) for every row u of a matrix: (m, n) → (m, n), (m, p)."""
         points = [self._h, self._theta]
         if len(u) == 1:
             one = _pullback(self._image, points, u[0])
@@ -219,7 +219,7 @@ class Linearization:
         return along_h, along_theta
 
     def forward(self, v: Tensor) -> Tensor:
-        """J v, shape (n,)."""
+        """Return J v, shape (n,)."""
         if self._twice is None:
             with torch.enable_grad():
                 u = torch.zeros_like(self._h, requires_grad=True)
@@ -233,7 +233,7 @@ class Linearization:
         return _pullback(product, [u], v)[0]
 
     def total_forward(self, tangents: Tensor) -> Tensor:
-        """J s_i + ∂F/∂θ_i for every row s_i of the tangents: (p, n) → (p, n)."""
+        """Return J s_i + ∂F/∂θ_i for every row s_i of the tangents: (p, n) → (p, n)."""
         with torch.enable_grad():
             u = torch.zeros_like(self._h, requires_grad=True)
             products = torch.autograd.grad(
@@ -265,7 +265,7 @@ class MeanLinearization:
         return Linearization(problem, h, theta, x)
 
     def transposed(self, u: Tensor) -> Tensor:
-        """Jᵀu for the mean Jacobian, shape (n,)."""
+        """Return Jᵀu for the mean Jacobian, shape (n,)."""
         if self._kept is not None:
             return self._kept.transposed(u)
         total = torch.zeros_like(u)
@@ -274,7 +274,7 @@ class MeanLinearization:
         return total
 
     def forward(self, v: Tensor) -> Tensor:
-        """J v for the mean Jacobian, shape (n,)."""
+        """Return J v for the mean Jacobian, shape (n,)."""
         if self._kept is not None:
             return self._kept.forward(v)
         total = torch.zeros_like(v)
@@ -287,8 +287,8 @@ class Sensitivity:
     """∂F/∂θ of the mean of F over its population of inputs (or other chunks), at (h, θ).
 
     The state is held constant, so a training step costs one first-order gradient a chunk, at the
-    first use. The same pass tells how far h is from a steady state, and which parameters F does not
-    feel at h.
+    first use. The same pass shows how far h is from a steady state, and on which parameters F does
+    not depend at h.
     """
 
     def __init__(
@@ -308,16 +308,16 @@ class Sensitivity:
         return self._pull()
 
     def theta_transposed(self, u: Tensor) -> Tensor:
-        """(∂F/∂θ)ᵀu, shape (p,)."""
+        """Return (∂F/∂θ)ᵀu, shape (p,)."""
         return self._image_and_product[1](u)
 
     def steady_state_residual(self) -> float:
-        """‖h − F(h)‖ / ‖h‖: zero at a fixed point (eq. 2)."""
+        """Return ‖h − F(h)‖ / ‖h‖, which is zero at a fixed point (eq. 2)."""
         image, _ = self._image_and_product
         return float((image - self._h).norm() / self._h.norm())
 
     def structurally_zero(self, generator: torch.Generator, probes: int = 4) -> Tensor:
-        """Which parameters F does not feel at h, to rounding: a boolean vector, shape (p,).
+        """Return which parameters F does not depend on at h, to rounding: booleans, shape (p,).
 
         The norm of each column of ∂F/∂θ is estimated from products with random signs and held
         against ‖h‖. Where a column vanishes, every gradient through this h vanishes with it,
@@ -336,7 +336,7 @@ class Sensitivity:
 def _pullback(
     image: Tensor, points: Sequence[Tensor], u: Tensor, batched: bool = False
 ) -> tuple[Tensor, ...]:
-    """Products of ``u`` with the transposed Jacobians of ``image``, keeping the graph."""
+    """Return products of ``u`` with the transposed Jacobians of ``image``, keeping the graph."""
     if not image.requires_grad:
         rows = u.shape[:1] if batched else ()
         return tuple(point.new_zeros(*rows, *point.shape) for point in points)

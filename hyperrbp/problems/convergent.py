@@ -1,4 +1,4 @@
-"""What a network with a convergent part says of itself."""
+"""Networks with a convergent part, and the recurrence that they iterate."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class ConvergentNetwork(nn.Module, ABC):
 
     @abstractmethod
     def recurrence(self, inputs: Tensor) -> Recurrence:
-        """What is iterated for these inputs."""
+        """Return what is iterated for these inputs."""
 
     @abstractmethod
     def output(self, h: Tensor) -> Tensor:
-        """G: what is read off a state of the shape of h_0."""
+        """Return G(h), what is read off a state of the shape of h_0."""
 
     def problem(
         self,
@@ -39,7 +39,7 @@ class ConvergentNetwork(nn.Module, ABC):
         loss: Callable[[Tensor], Tensor] | None = None,
         settled: float = 0.0,
     ) -> FixedPoint:
-        """The recurrence for these inputs as a problem of its parameters, at their values now.
+        """Return the recurrence for these inputs as a problem of the current parameters.
 
         ``loss`` is of the output.
         """

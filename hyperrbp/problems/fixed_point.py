@@ -1,7 +1,7 @@
 """A map with a fixed input, iterated to its steady state (Liao et al. 2018, eq. 1-2).
 
 Its state, parameters and input may be structured as a user likes them; they are flattened here,
-once at the door, so that a gradient method sees two vectors.
+so that a gradient method sees two vectors.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Structure:
         return [str(i) for i in range(len(self.leaves))]
 
     def arrange(self, leaves: Sequence[Any]) -> Any:
-        """Other leaves, put together alike."""
+        """Put other leaves together alike."""
         whole = self._whole
         if isinstance(whole, Mapping):
             return dict(zip(whole, leaves, strict=True))
@@ -72,13 +72,13 @@ class Flattened(Structure):
             raise UsageError("parameters have to be of one dtype and on one device")
 
     def vector(self) -> Tensor:
-        """θ, shape (p,); a single tensor is not copied."""
+        """Return θ, shape (p,); a single tensor is not copied."""
         if len(self.tensors) == 1:
             return self.tensors[0].reshape(-1)
         return torch.cat([tensor.reshape(-1) for tensor in self.tensors])
 
     def split(self, vector: Tensor) -> list[Tensor]:
-        """The tensors within a vector."""
+        """Split a vector into the tensors within it."""
         parts = torch.split(vector, [tensor.numel() for tensor in self.tensors])
         return [part.view(own.shape) for part, own in zip(parts, self.tensors, strict=True)]
 
@@ -121,19 +121,19 @@ class FixedPoint(Problem):
         self._flattened = Flattened(parameters)
 
     def initial_theta(self) -> Tensor:
-        """The parameters as one vector, shape (p,)."""
+        """Return the parameters as one vector, shape (p,)."""
         return self._flattened.vector().detach()
 
     def shaped(self, h: Tensor) -> Tensor:
-        """A state in the shape that F takes."""
+        """Return a state in the shape that F takes."""
         return h.view(self._h0.shape)
 
     def initial_state(self, theta: Tensor | None = None) -> Tensor:
-        """h_0, shape (n,)."""
+        """Return h_0, shape (n,)."""
         return self._h0.reshape(-1).clone()
 
     def step(self, h: Tensor, theta: Tensor, x: Input) -> Tensor:
-        """F, shape (n,)."""
+        """Return F(h, θ, x), shape (n,)."""
         new = self._update(
             h.view(self._h0.shape), self._flattened.arrange(self._flattened.split(theta)), x
         )
@@ -148,19 +148,19 @@ class FixedPoint(Problem):
         return new.reshape(-1)
 
     def input(self, t: int) -> Input:
-        """x, whatever the update."""
+        """Return x, which is the same at every update."""
         return self._x
 
     def population(self) -> Iterable[tuple[float, Input]]:
-        """x alone."""
+        """Return x alone."""
         return [(1.0, self._x)]
 
     def merge(self, inputs: Sequence[Input]) -> Iterable[tuple[float, Input]]:
-        """x again: all inputs are the same."""
+        """Return x again: all inputs are the same."""
         return self.population()
 
     def loss_and_gradient(self, h: Tensor) -> tuple[Tensor, Tensor]:
-        """L(h), shape (), and ∂L/∂h, shape (n,)."""
+        """Return L(h), shape (), and ∂L/∂h, shape (n,)."""
         if self._loss is None:
             raise UsageError("this fixed-point problem was built without a loss")
         with torch.enable_grad():
@@ -170,7 +170,7 @@ class FixedPoint(Problem):
         return loss.detach(), gradient
 
     def states(self, theta: Tensor, start: int, stop: int, h: Tensor) -> Iterator[Tensor]:
-        """h_{start+1}, …, h_stop from h = h_start, without graphs; see ``settled``."""
+        """Yield h_{start+1}, …, h_stop from h = h_start, without graphs; see ``settled``."""
         for t in range(start, stop):
             with torch.no_grad():
                 new = self.step(h, theta, self._x)
@@ -183,12 +183,12 @@ class FixedPoint(Problem):
                 return
 
     def transposed_at(self, h: Tensor, theta: Tensor) -> Callable[[Input, Tensor], Tensor]:
-        """(x, u) ↦ Jᵀu at (h, θ), shape (n,): x is always the same, so one graph serves all."""
+        """Return (x, u) ↦ Jᵀu at (h, θ), shape (n,), from one graph: x is always the same."""
         linearization = Linearization(self, h, theta, self._x)
         return lambda x, u: linearization.transposed(u)
 
     def changes(self, theta: Tensor) -> list[float]:
-        """‖h_t − h_{t−1}‖ for t = 1 … T: how the state becomes steady (Figures 1c, 3c and 3f)."""
+        """Return ‖h_t − h_{t−1}‖ for t = 1 … T: how the state settles (Figures 1c, 3c and 3f)."""
         norms, before = [], self.initial_state()
         for h in self.states(theta, 0, self.steps, before):
             norms.append((h - before).norm())
@@ -196,6 +196,6 @@ class FixedPoint(Problem):
         return torch.stack(norms).tolist()
 
     def describe(self, theta: Tensor) -> Mapping[str, Mapping[str, float]]:
-        """The norm of every parameter tensor."""
+        """Return the norm of every parameter tensor."""
         named = zip(self._flattened.names, self._flattened.split(theta.detach()), strict=True)
         return {"norm": {name: float(tensor.norm()) for name, tensor in named}}

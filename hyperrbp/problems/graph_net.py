@@ -19,7 +19,7 @@ from hyperrbp.problems.convergent import ConvergentNetwork, Recurrence
 
 
 class Messages(nn.Module):
-    """h ↦ A h for a sparse matrix A, as often differentiable as one likes.
+    """h ↦ A h for a sparse matrix A, differentiable any number of times.
 
     Args:
         edges: (source, target) pairs, shape (2, E): A has an entry (target, source) for each. One
@@ -49,7 +49,7 @@ class Messages(nn.Module):
         self.register_buffer("back", _compressed(source, target, weights, nodes), persistent=False)
 
     def forward(self, h: Tensor) -> Tensor:
-        """A h, shape (N, d)."""
+        """Return a h, shape (N, d)."""
         product: Tensor = _Product.apply(h, self.forth, self.back)
         return product
 
@@ -127,7 +127,7 @@ class GraphNet(ConvergentNetwork):
                     tensor.normal_(0.0, math.sqrt(2) * bound, generator=generator)
 
     def recurrence(self, inputs: Tensor) -> Recurrence:
-        """For node features of shape (N, d), which get no gradient: there the states begin."""
+        """Return the recurrence that begins with node features (N, d), which get no gradient."""
         if inputs.requires_grad:
             raise UsageError("the features of a graph net get no gradient; pass features.detach()")
         return Recurrence(self._propagate, inputs, dict(self.cell.named_parameters()), None)
@@ -143,6 +143,6 @@ class GraphNet(ConvergentNetwork):
         )
 
     def output(self, h: Tensor) -> Tensor:
-        """The logits of all nodes, shape (N, classes)."""
+        """Return the logits of all nodes, shape (N, classes)."""
         logits: Tensor = self.classifier(h)
         return logits

@@ -33,7 +33,7 @@ class Hopfield(ConvergentNetwork):
         observed: pixels, and output neurons.
         hidden: hidden neurons.
         a: time constant of the leak; at 1 an Euler step forgets the state that it began with.
-        b: slope of φ.
+        b: the steepness of φ.
         readout: ``state``, what the authors' release reads off, or ``activation``, the paper's
             φ(b h).
         init_std: of the normal initial weights.
@@ -62,13 +62,13 @@ class Hopfield(ConvergentNetwork):
         self.weight = nn.Parameter(weights)
 
     def recurrence(self, inputs: Tensor) -> Recurrence:
-        """For images of shape (B, observed): free neurons at rest, the observed ones clamped."""
+        """Return the recurrence for images, shape (B, observed), to which neurons are clamped."""
         among_free, drive = self._parameters_for(inputs)
         at_rest = torch.zeros_like(drive).detach()
         return Recurrence(self._euler_step, at_rest, [among_free, drive], None)
 
     def _parameters_for(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """The weights among the free neurons, and what the clamped ones send them."""
+        """Return the weights among the free neurons, and what the clamped ones send them."""
         among_free, from_clamped = _Couplings.apply(self.weight, self.observed)
         return among_free, from_clamped @ torch.sigmoid(self.b * inputs).T
 
@@ -79,12 +79,12 @@ class Hopfield(ConvergentNetwork):
         return new if self.a == 1 else new + (1 - 1 / self.a) * h
 
     def output(self, h: Tensor) -> Tensor:
-        """What the output neurons show, shape (B, observed)."""
+        """Return what the output neurons show, shape (B, observed)."""
         shown = h[self.hidden :].T
         return shown if self.readout == "state" else torch.sigmoid(self.b * shown)
 
     def energy(self, h: Tensor, inputs: Tensor) -> Tensor:
-        """The Lyapunov function of each image's state, shape (B,), without a graph.
+        """Return the Lyapunov function of each image's state, shape (B,), without a graph.
 
         E = −½ xᵀSx − xᵀd + Σ_i (1/a) ∫_0^{x_i} φ⁻¹(ξ)/b dξ with x = φ(b h), up to a constant of
         the clamped neurons (Hopfield 1984, eq. 7). It falls along the differential equation; under
@@ -94,7 +94,7 @@ class Hopfield(ConvergentNetwork):
         return energy
 
     def energies(self, states: Iterable[Tensor], inputs: Tensor) -> Iterator[Tensor]:
-        """The :meth:`energy` of one state after the other."""
+        """Yield the :meth:`energy` of one state after the other."""
         with torch.no_grad():
             among_free, drive = self._parameters_for(inputs)
         for h in states:

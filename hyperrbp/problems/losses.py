@@ -1,7 +1,7 @@
 """The losses that a recipe can name: one function and one registry line each.
 
 A loss maps outputs and targets to one number an example, shape (B,); their mean is what is trained
-on. It must be differentiable twice, or hypergradients of it are those of its smooth parts.
+on. It must be differentiable twice, or hypergradients are those of its smooth parts alone.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 AUTO = "auto"
-"""Cross-entropy for whole targets, the squared error for others."""
+"""The name that stands for cross-entropy with whole targets, the squared error with others."""
 
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss by name, and what its targets are.
+    """A built-in loss, and what its targets are.
 
     ``classes``: whole numbers 0 … classes − 1, shape (B,). ``values``: floats, shape (B, outputs).
     ``shares``: the same, in [0, 1].
@@ -32,7 +32,7 @@ class Loss:
 
 
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """−log softmax(outputs)[class]."""
+    """Return −log softmax(outputs)[class]."""
     from torch.nn import functional
 
     if outputs.dim() != 2:
@@ -44,24 +44,24 @@ def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
-    """(output − target)²."""
+    """Return the mean of (output − target)²."""
     return _mean((_like(outputs, targets) - targets).square())
 
 
 def absolute_error(outputs: Tensor, targets: Tensor) -> Tensor:
-    """|output − target|; its curvature is zero wherever it is defined."""
+    """Return the mean of |output − target|; its curvature is zero wherever it is defined."""
     return _mean((_like(outputs, targets) - targets).abs())
 
 
 def huber(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Half the squared error up to a distance of 1, and linear from there."""
+    """Return half the squared error up to a distance of 1, and linear from there."""
     from torch.nn import functional
 
     return _mean(functional.huber_loss(_like(outputs, targets), targets, reduction="none"))
 
 
 def binary_cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Of sigmoid(outputs), and targets in [0, 1]."""
+    """Return the cross-entropy of sigmoid(outputs) with targets in [0, 1]."""
     from torch.nn import functional
 
     return _mean(
@@ -81,7 +81,7 @@ LOSSES: dict[str, Loss] = {
 
 
 def _like(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Outputs in the shape of the targets: (B,) will do for (B, 1), but nothing is broadcast."""
+    """Return outputs in the shape of the targets: (B,) will do for (B, 1); nothing is broadcast."""
     if outputs.shape == targets.shape:
         return outputs
     if outputs.shape[:1] == targets.shape[:1] and outputs.numel() == targets.numel():
@@ -93,5 +93,5 @@ def _like(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def _mean(of_each_output: Tensor) -> Tensor:
-    """Over the outputs of an example, shape (B,)."""
+    """Return the mean over the outputs of each example, shape (B,)."""
     return of_each_output.flatten(1).mean(1)

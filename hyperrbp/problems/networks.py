@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 Shape = tuple[int, ...]
-"""Of one input. Flat ones are counted by a plain number."""
+"""The shape of one input. Where inputs are flat, a plain number counts their features."""
 
 Activation = Literal["tanh", "relu", "sigmoid", "gelu", "softplus"]
 
@@ -34,7 +34,7 @@ class Mlp:
     activation: Activation = "tanh"
 
     def build(self, features: int | Shape, outputs: int) -> nn.Module:
-        """The module, from flattened inputs of ``features`` numbers to ``outputs`` logits."""
+        """Return the module, from flat inputs of ``features`` numbers to ``outputs`` logits."""
         from torch import nn
 
         assert isinstance(features, int)
@@ -67,7 +67,7 @@ class Conv:
     hidden: list[Annotated[int, Field(ge=1, le=10**7)]] = field(default_factory=list)
 
     def build(self, features: int | Shape, outputs: int) -> nn.Module:
-        """The module, from images (C, H, W) to ``outputs`` logits.
+        """Return the module, from images (C, H, W) to ``outputs`` logits.
 
         Raises:
             UsageError: if nothing is left of the images after so many poolings.
@@ -103,7 +103,7 @@ MODELS: dict[str, type[Mlp] | type[Conv]] = {"mlp": Mlp, "conv": Conv}
 
 
 def wanted_inputs(name: str) -> Literal["flat", "image"] | None:
-    """What the network of a name wants; None for code, which can take anything."""
+    """Return what inputs the network of a name takes; None for code, which can take any."""
     if name.startswith(TORCHVISION):
         return "image"
     return MODELS[name].inputs if name in MODELS else None

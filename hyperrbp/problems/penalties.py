@@ -14,8 +14,8 @@ name                     value                         products beyond ``dense_u
 
 A = (I − J)ᵀ(I − J). Up to ``dense_up_to`` numbers in h, J is written out instead, for n products.
 The value carries a graph to whatever ``update`` closes over and to h; only products 'with a graph'
-add to its memory, each about as much as two walks of F backwards. A J v costs two walks of F's
-graph, a Jᵀu one.
+add to its memory, each about as much as two backward passes through F. A J v costs two passes
+through F's graph, a Jᵀu one.
 
 None of this is global: a small J at h* makes F contract near h*, not everywhere.
 """
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    Update = Callable[[Tensor], Tensor]
+    StateMap = Callable[[Tensor], Tensor]
 
 _CLIMB = 5
 """The most columns that one start of the column search visits (Higham's choice)."""
@@ -65,7 +65,7 @@ class LocalJacobian:
     be the output of something differentiable.
     """
 
-    def __init__(self, update: Update, h: Tensor) -> None:
+    def __init__(self, update: StateMap, h: Tensor) -> None:
         import torch
 
         if not h.is_floating_point() or h.numel() == 0:
@@ -92,12 +92,12 @@ class LocalJacobian:
         return len(self.like)
 
     def transposed(self, u: Tensor, graph: bool = False) -> Tensor:
-        """Jᵀu, shape (n,); ``graph`` makes it differentiable in F's parameters and in h."""
+        """Return Jᵀu, shape (n,); ``graph`` makes it differentiable in F's parameters and in h."""
         self.products += 1
         return self._pullback(self._image, self._h, u, graph)
 
     def forward(self, v: Tensor, graph: bool = False) -> Tensor:
-        """J v, shape (n,), as the derivative of Jᵀu with respect to u, which is linear in u."""
+        """Return J v, shape (n,), as the derivative by u of Jᵀu, which is linear in u."""
         import torch
 
         self.products += 1
@@ -109,7 +109,7 @@ class LocalJacobian:
         return self._pullback(product, u, v, graph)
 
     def dense(self, graph: bool = False) -> Tensor:
-        """J, shape (n, n), a row a product."""
+        """Return J, shape (n, n), at one product for each row."""
         import torch
 
         unit = torch.eye(self.size, dtype=self.like.dtype, device=self.like.device)
@@ -136,19 +136,19 @@ class LocalJacobian:
 
 @dataclass(frozen=True)
 class Regularizer(CheckedOptions, ABC):
-    """A penalty to be: its fields are its options."""
+    """A kind of penalty with its options, which are its fields."""
 
     kind = "penalty"
 
     @abstractmethod
-    def __call__(self, update: Update, h: Tensor, generator: torch.Generator) -> Penalty:
-        """The penalty on ``update`` at the fixed point ``h``, a tensor of any shape.
+    def __call__(self, update: StateMap, h: Tensor, generator: torch.Generator) -> Penalty:
+        """Return the penalty on ``update`` at the fixed point ``h``, a tensor of any shape.
 
         Args:
             update: F, which takes a tensor of the shape of h to another; differentiable three
                 times over in h and in the parameters that it closes over.
             h: where to linearize; the gradient of the penalty reaches it if it carries a graph.
-            generator: of what is drawn at random; unused where J is written out.
+            generator: of what is sampled; unused where J is written out.
 
         Raises:
             UsageError: for a state that is empty or not real, or an update that reshapes it.
@@ -184,8 +184,8 @@ class ColumnPenalty(Regularizer):
     dense_up_to: NonNegativeInt = 256
     """The largest n for which J is written out."""
 
-    def __call__(self, update: Update, h: Tensor, generator: torch.Generator) -> Penalty:
-        """The penalty at h; see :class:`Regularizer`."""
+    def __call__(self, update: StateMap, h: Tensor, generator: torch.Generator) -> Penalty:
+        """Return the penalty at h; see :class:`Regularizer`."""
         jacobian = LocalJacobian(update, h)
         exact = jacobian.size <= self.dense_up_to
         if exact:
@@ -202,7 +202,7 @@ class ColumnPenalty(Regularizer):
         )
 
     def _search(self, jacobian: LocalJacobian, generator: torch.Generator) -> int:
-        """The index of the largest column seen."""
+        """Return the index of the largest column seen."""
         norms: dict[int, float] = {}
         for _ in range(self.starts):
             image, here = jacobian.forward(_random_signs(jacobian, generator)), -1.0
@@ -230,7 +230,7 @@ class GershgorinPenalty(Regularizer):
     over vectors w of random signs (Hutchinson 1990), as the mean over ``probes`` of them, each two
     products with a graph: memory is linear in their number. The square is unbiased; its root, and
     the penalty's gradient, are so only up to O(1/probes). ``error`` is the standard error of the
-    mean, divided by the slope of the square; None for a single probe.
+    mean, divided by the derivative of the square; None for a single probe.
     """
 
     name = "gershgorin"
@@ -239,8 +239,8 @@ class GershgorinPenalty(Regularizer):
     dense_up_to: NonNegativeInt = 256
     """The largest n for which J is written out."""
 
-    def __call__(self, update: Update, h: Tensor, generator: torch.Generator) -> Penalty:
-        """The penalty at h; see :class:`Regularizer`."""
+    def __call__(self, update: StateMap, h: Tensor, generator: torch.Generator) -> Penalty:
+        """Return the penalty at h; see :class:`Regularizer`."""
         import torch
 
         jacobian = LocalJacobian(update, h)
@@ -265,7 +265,7 @@ class GershgorinPenalty(Regularizer):
                 )
         scaled = n * square
         return Penalty(
-            # Clamped before the root, whose slope at A = I is infinite.
+            # Clamped before the root, whose derivative at A = I is infinite.
             value=scaled.clamp(min=1).sqrt() - 1,
             quantity=float(scaled.detach().sqrt()),
             error=error,
@@ -303,8 +303,8 @@ class SmallestEigenvaluePenalty(Regularizer):
     dense_up_to: NonNegativeInt = 256
     """The largest n for which J is written out."""
 
-    def __call__(self, update: Update, h: Tensor, generator: torch.Generator) -> Penalty:
-        """The penalty at h; see :class:`Regularizer`."""
+    def __call__(self, update: StateMap, h: Tensor, generator: torch.Generator) -> Penalty:
+        """Return the penalty at h; see :class:`Regularizer`."""
         jacobian = LocalJacobian(update, h)
         exact = jacobian.size <= self.dense_up_to
         v = _last_singular_vector(jacobian) if exact else self._ritz_vector(jacobian, generator)
@@ -323,7 +323,7 @@ class SmallestEigenvaluePenalty(Regularizer):
         )
 
     def _ritz_vector(self, jacobian: LocalJacobian, generator: torch.Generator) -> Tensor:
-        """The unit vector of lowest Rayleigh quotient in the Krylov space, shape (n,)."""
+        """Return the unit vector of lowest Rayleigh quotient in the Krylov space, shape (n,)."""
         import torch
 
         like = jacobian.like
@@ -368,18 +368,18 @@ PENALTIES: dict[str, type[Regularizer]] = {
     "gershgorin": GershgorinPenalty,
     "smallest-eigenvalue": SmallestEigenvaluePenalty,
 }
-"""By name; the fields of each are its options."""
+"""The penalties by name; the fields of each are its options."""
 
 
 def _unit(jacobian: LocalJacobian, i: int) -> Tensor:
-    """Shape (n,)."""
+    """Return the i-th unit vector, shape (n,)."""
     unit = jacobian.like.new_zeros(jacobian.size)
     unit[i] = 1
     return unit
 
 
 def _random_signs(jacobian: LocalJacobian, generator: torch.Generator) -> Tensor:
-    """Shape (n,), drawn where the generator is and moved to where the state is."""
+    """Return random signs, shape (n,), sampled on the generator's device."""
     import torch
 
     bits = torch.randint(0, 2, (jacobian.size,), generator=generator, device=generator.device)
@@ -387,7 +387,7 @@ def _random_signs(jacobian: LocalJacobian, generator: torch.Generator) -> Tensor
 
 
 def _last_singular_vector(jacobian: LocalJacobian) -> Tensor:
-    """The unit v for which ‖(I − J)v‖ is least, shape (n,)."""
+    """Return the unit v for which ‖(I − J)v‖ is least, shape (n,)."""
     import torch
 
     J = jacobian.dense()

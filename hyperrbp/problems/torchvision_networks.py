@@ -13,7 +13,7 @@ from hyperrbp.runtime.suggestions import did_you_mean
 
 
 def build(kind: str, shape: tuple[int, ...], classes: int, options: Mapping[str, Any]) -> nn.Module:
-    """The model with its weights drawn anew.
+    """Build a model with fresh initial weights.
 
     Its first convolution takes as many channels as the images have. ``normalization: group`` among
     the options puts GroupNorm in the place of every batch normalization; the others are
@@ -53,7 +53,7 @@ def _replace(model: nn.Module, kind: type[nn.Module], by: Any) -> None:
 
 
 def _grouped(batch: nn.Module) -> nn.GroupNorm:
-    """As many groups as divide the channels, at most 32."""
+    """Return a group norm of as many groups as divide the channels, at most 32."""
     assert isinstance(batch, nn.modules.batchnorm._BatchNorm)
     return nn.GroupNorm(math.gcd(32, batch.num_features), batch.num_features, eps=batch.eps)
 

@@ -1,4 +1,4 @@
-"""One process to a folder: a lock that frees itself when its owner dies, however that comes."""
+"""Locks on folders, which free themselves when their owner dies, however that happens."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LOCK = ".lock"
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """The folder, made if need be, for this process alone.
+    """Hold a folder, made if need be, for this process alone.
 
     What was made is removed again if nothing is written into it.
 
@@ -80,7 +80,7 @@ def _owner(file: Path) -> str:
 
 
 def _is_dead(owner: str) -> bool:
-    """Whether it was killed, and who has the lock now has not yet signed."""
+    """Return whether the owner was killed, and who has the lock now has not yet signed."""
     number = re.match(rf"process (\d+) on {re.escape(platform.node())} ", owner)
     if number is None or os.name != "posix":
         return False

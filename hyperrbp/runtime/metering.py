@@ -1,4 +1,4 @@
-"""Seconds and bytes. Nothing here changes a result: meters only watch."""
+"""Meters of seconds and bytes. None of them changes a result."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class PhaseMeter:
 
 
 def process_peak_bytes() -> int:
-    """The largest resident set of this process since its peak was last reset."""
+    """Return the largest resident set of this process since its peak was last reset."""
     known = _status_bytes("VmHWM")
     if known is not None:
         return known
@@ -68,7 +68,7 @@ def process_peak_bytes() -> int:
 
 
 def _status_bytes(field: str) -> int | None:
-    """A size that Linux tells of this process."""
+    """Return a size that Linux states of this process."""
     try:
         for line in _STATUS.read_text().splitlines():
             if line.startswith(f"{field}:"):

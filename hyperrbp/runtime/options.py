@@ -21,7 +21,7 @@ class CheckedOptions:
 
     name: ClassVar[str]
     kind: ClassVar[str]
-    """What it is an option of, in a message."""
+    """The kind of thing that has these options, for a message: ``gradient method``."""
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self), include_extras=True)

@@ -1,7 +1,7 @@
 """Random numbers that depend on nothing but (seed, purpose, step).
 
 No global generator is read or moved, so a checkpoint needs no generator state and the order in
-which things are drawn does not matter.
+which things are sampled does not matter.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import torch
 
 
 def generator(seed: int, purpose: str, step: int = 0) -> torch.Generator:
-    """A fresh CPU generator for one purpose at one step of one seed.
+    """Return a fresh CPU generator for one purpose at one step of one seed.
 
-    Numbers are drawn on the CPU and then moved, so that every device sees the same ones.
+    Numbers are sampled on the CPU and then moved, so that every device sees the same ones.
     """
     digest = hashlib.sha256(f"{seed}/{purpose}/{step}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
@@ -24,9 +24,9 @@ def generator(seed: int, purpose: str, step: int = 0) -> torch.Generator:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """PyTorch's own generators with a seed, and afterwards as they stood: for code that uses them.
+    """Seed PyTorch's own generators for the code inside, and restore them afterwards.
 
-    Those of GPUs too, but where CUDA is not initialized: a seed would wait for it, and stay.
+    Those of GPUs are included once CUDA is initialized; before, a seed would wait for it, and stay.
     """
     in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # torch's is untyped
     gpus = range(torch.cuda.device_count() if in_use else 0)

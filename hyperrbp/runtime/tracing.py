@@ -1,4 +1,4 @@
-"""Straight-line programs: the tensor operations of a function, without what surrounds them.
+"""Traced functions: the tensor operations of a function, without what surrounds them.
 
 A small training step is bound not by arithmetic but by what Python, modules and autograd do
 between two operations. A function that is called thousands of times on tensors of the same shapes
@@ -26,7 +26,7 @@ TRACE_AFTER = 500
 
 
 class TracedFunction:
-    """A function that becomes a straight-line program once it has been called often enough.
+    """A function that is traced, into a list of its operations, once it has been called often.
 
     Tensors of another shape, stride, dtype or device have a program of their own. A function that
     cannot be traced, or whose program gives other bits, goes on being called as it is.
@@ -46,11 +46,11 @@ class TracedFunction:
 
     @property
     def traced(self) -> bool:
-        """Whether any program is in use."""
+        """Whether a traced program is in use for any kind of tensors."""
         return any(program is not self._function for program in self._programs.values())
 
     def __call__(self, *tensors: Tensor) -> Sequence[Tensor]:
-        """The function of these tensors; none of the results has a graph."""
+        """Return the function of these tensors; none of the results has a graph."""
         kind = tuple([(t.shape, t.stride(), t.dtype, t.device) for t in tensors])
         program = self._programs.get(kind)
         with torch.no_grad():
@@ -124,7 +124,7 @@ def _replace(node: Node, by: Node) -> None:
 
 
 def _binding(operator: torch._ops.OpOverload) -> Callable[..., Any]:
-    """The same operation by the entry that Python reaches fastest."""
+    """Return the same operation by the entry that Python reaches fastest."""
     name = operator._schema.name.removeprefix("aten::")
     for home in (torch, torch.Tensor):
         if operator.namespace == "aten" and hasattr(home, name):

@@ -1,7 +1,7 @@
 """Python code that a recipe names: a function of a file, or of an importable module.
 
-Reading a recipe never runs it. The command line asks for ``--run-code`` first; from Python, whoever
-runs such a recipe has said so by running it.
+Reading a recipe never runs it. The command line asks for ``--run-code`` first; from Python, running
+such a recipe is consent.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ _NAMED = re.compile(rf"(?!{TORCHVISION})(?P<module>[^:]*[^:\s]):(?P<function>[A-
 
 
 def is_code(name: str) -> bool:
-    """Whether a name has the form ``file.py:function`` or ``package.module:function``."""
+    """Return whether a name has the form ``file.py:function`` or ``package.module:function``."""
     return _NAMED.fullmatch(name) is not None
 
 
 def described(name: str) -> str:
-    """What will run, in words."""
+    """Return what a name runs, as a message says it: ``'function' of file.py``."""
     module, function = name.rsplit(":", 1)
     return f"'{function}' of {module}"
 
 
 def located(name: str, folder: Path) -> str:
-    """The same name with an absolute file, where that was given relative to a folder."""
+    """Return the same name with an absolute file, where that was given relative to a folder."""
     module, function = name.rsplit(":", 1)
     if not module.endswith(".py"):
         return name
@@ -47,7 +47,7 @@ def located(name: str, folder: Path) -> str:
 
 
 def absolute(path: str, folder: Path) -> Path:
-    """Where a path leads that is relative to a folder; ``~`` is a home folder."""
+    """Return the path that one relative to a folder leads to; ``~`` is a home folder."""
     given = Path(path)
     with contextlib.suppress(RuntimeError):  # no such user: a name like any other
         given = given.expanduser()
@@ -66,7 +66,7 @@ class Modules:
         self._imported: dict[str, ModuleType] = {}
 
     def digest(self, name: str) -> str | None:
-        """Of the file that will run; None for a module, which is found when it is imported."""
+        """Return the digest of the file that will run; None for an importable module."""
         module, _ = name.rsplit(":", 1)
         try:
             content = self._content(module) if module.endswith(".py") else None
@@ -112,7 +112,7 @@ class Modules:
         if module not in self._imported:
             from hyperrbp.runtime.randomness import generator, seeded
 
-            # What it draws is the same whoever imports it, and when.
+            # What it samples is the same whoever imports it, and when.
             with seeded(generator(0, "code").initial_seed()):
                 self._imported[module] = (
                     _executed(module, self._content(module))
@@ -123,7 +123,7 @@ class Modules:
 
 
 class _Known(SourceFileLoader):
-    """Of a file whose content is known: neither the file nor a bytecode cache is read."""
+    """Loads a module from content that was read before: neither file nor bytecode cache is read."""
 
     def __init__(self, name: str, file: str, content: bytes) -> None:
         super().__init__(name, file)

@@ -395,7 +395,7 @@ def test_a_split_depends_on_the_seed_alone():
     assert set(first.train.tolist()) != set(other.train.tolist())
 
 
-def test_a_split_is_drawn_for_its_own_purpose():
+def test_a_split_is_sampled_for_its_own_purpose():
     order = torch.randperm(200, generator=generator(5, "citation split"))
     assert torch.equal(citations.split(200, seed=5).test, order[100:])
 

@@ -180,14 +180,17 @@ def test_the_energy_falls_along_the_differential_equation(form):
     h = 2 * normal(11, 3, seed=4)
     energies = [network.energy(h, images)]
     for t in range(300):
-        slope = problem.shaped(problem.step(h.reshape(-1), theta, None)) - h  # dh/dt: a unit step
+        # dh/dt, since an Euler step has length 1.
+        velocity = (
+            problem.shaped(problem.step(h.reshape(-1), theta, None)) - h
+        )  # dh/dt: a unit step
         if t == 0:
             x = torch.sigmoid(network.b * h)
-            rate = -(network.b * x * (1 - x) * slope.square()).sum(0)
-            ends = [network.energy(h + s * 1e-4 * slope, images) for s in (1, -1)]
+            rate = -(network.b * x * (1 - x) * velocity.square()).sum(0)
+            ends = [network.energy(h + s * 1e-4 * velocity, images) for s in (1, -1)]
             torch.testing.assert_close((ends[0] - ends[1]) / 2e-4, rate, rtol=1e-6, atol=0)
             assert (rate < -0.01).all()
-        h = h + 0.01 * slope
+        h = h + 0.01 * velocity
         energies.append(network.energy(h, images))
     falls = torch.stack(energies).diff(dim=0)
     assert (falls < 0).all()

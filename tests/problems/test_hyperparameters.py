@@ -52,7 +52,7 @@ def final_loss(problem: TrainingRun, theta: torch.Tensor) -> torch.Tensor:
     return problem.loss(h)
 
 
-def slope(problem: TrainingRun, theta: torch.Tensor, direction: torch.Tensor) -> float:
+def derivative(problem: TrainingRun, theta: torch.Tensor, direction: torch.Tensor) -> float:
     """Richardson's combination of two central differences."""
     coarse, fine = (
         float(
@@ -79,7 +79,7 @@ def test_the_exact_gradient_is_that_of_finite_differences(kind, grain, update):
     for _ in range(2):
         direction = torch.randn(len(theta), generator=source, dtype=torch.float64)
         direction /= direction.norm()
-        along = slope(problem, theta, direction)
+        along = derivative(problem, theta, direction)
         assert along == pytest.approx(float(gradient @ direction), rel=1e-6)
 
 
@@ -108,7 +108,7 @@ def test_all_kinds_at_once(update):
     assert_same(hypergradient(problem, theta, Bptt(keep="checkpoints")).gradient, expected)
     source = torch.Generator().manual_seed(4)
     direction = torch.randn(len(theta), generator=source, dtype=torch.float64)
-    assert slope(problem, theta, direction / direction.norm()) == pytest.approx(
+    assert derivative(problem, theta, direction / direction.norm()) == pytest.approx(
         float(expected @ direction / direction.norm()), rel=1e-6
     )
 
@@ -231,7 +231,7 @@ def test_at_convergence_the_implicit_gradient_of_example_weights_is_the_exact_on
     assert (implicit != 0).all()
 
 
-def test_theta_is_told_by_kind_segment_and_part():
+def test_theta_is_described_by_kind_segment_and_part():
     problem, theta = run_of(MIXED)
     of = problem.describe(theta)
     assert list(of) == [kind for kind in KINDS if kind in MIXED]

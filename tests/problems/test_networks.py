@@ -241,8 +241,8 @@ def test_the_hypergradient_of_a_convolutional_network_is_right(update, loss):
             h = run.run(theta, 0, 12, run.initial_state())
             return float(run.loss_and_gradient(h)[0])
 
-        slope = (at(theta + step) - at(theta - step)) / 2e-5
-        assert float(found[i]) == pytest.approx(slope, rel=1e-5, abs=1e-9)
+        derivative = (at(theta + step) - at(theta - step)) / 2e-5
+        assert float(found[i]) == pytest.approx(derivative, rel=1e-5, abs=1e-9)
 
 
 def test_a_gpu_convolves_with_the_same_bits_and_all_of_them(monkeypatch):

@@ -48,8 +48,8 @@ class System:
 
     def jacobian(self) -> Tensor:
         """With a graph, and by none of the products under test."""
-        slopes = 1 - torch.tanh(self.W @ self.h() + self.b).square()
-        return slopes[:, None] * self.W
+        derivatives = 1 - torch.tanh(self.W @ self.h() + self.b).square()
+        return derivatives[:, None] * self.W
 
     def at(self, which: int, value: Tensor) -> System:
         """A copy with another parameter, which needs no gradient."""
@@ -245,13 +245,13 @@ def test_one_number_is_a_state(name, up_to):
     w = torch.tensor(1.9, dtype=torch.float64, requires_grad=True)
     h = torch.zeros((), dtype=torch.float64)
     found = CASES[name][0](up_to)(lambda h: torch.tanh(w * h), h, source())
-    value, slope = {
+    value, derivative = {
         "columns": ((1.9 - 0.7) ** 2, 2 * (1.9 - 0.7)),
         "gershgorin": (0.0, 0.0),
         "smallest-eigenvalue": (0.0, 0.0),
     }[name]
     assert found.value.item() == pytest.approx(value)
-    assert torch.autograd.grad(found.value, w)[0].item() == pytest.approx(slope)
+    assert torch.autograd.grad(found.value, w)[0].item() == pytest.approx(derivative)
 
 
 @pytest.mark.parametrize("up_to", [0, 256])
@@ -408,7 +408,7 @@ def test_more_starts_never_find_less():
 # --- gershgorin
 
 
-def draws(given: System, probes: int, count: int) -> list[Penalty]:
+def samples(given: System, probes: int, count: int) -> list[Penalty]:
     regularizer = GershgorinPenalty(probes=probes, dense_up_to=0)
     with torch.no_grad():
         return [regularizer(given.update, given.h(), source(seed)) for seed in range(count)]
@@ -417,7 +417,7 @@ def draws(given: System, probes: int, count: int) -> list[Penalty]:
 def test_the_probes_square_is_unbiased():
     given = system(1.3)
     truth = GershgorinPenalty()(given.update, given.h(), source()).quantity ** 2
-    squares = torch.tensor([d.quantity**2 for d in draws(given, 4, 600)])
+    squares = torch.tensor([d.quantity**2 for d in samples(given, 4, 600)])
     deviation = float(squares.mean()) - truth
     assert abs(deviation) < 3 * float(squares.std()) / 600**0.5
     assert float(squares.std()) / 600**0.5 < 0.02 * truth
@@ -426,13 +426,13 @@ def test_the_probes_square_is_unbiased():
 def test_the_standard_error_covers_and_shrinks():
     given = system(1.3)
     truth = GershgorinPenalty()(given.update, given.h(), source()).quantity
-    found = draws(given, 50, 200)
+    found = samples(given, 50, 200)
     within = [abs(d.quantity - truth) < 2 * d.error for d in found]
     assert 0.88 < sum(within) / 200 < 0.995
     spread = float(torch.tensor([d.quantity for d in found]).std())
     mean_error = sum(d.error for d in found) / 200
     assert mean_error == pytest.approx(spread, rel=0.15)
-    fourfold = draws(given, 200, 30)
+    fourfold = samples(given, 200, 30)
     assert sum(d.error for d in fourfold) / 30 == pytest.approx(mean_error / 2, rel=0.1)
 
 
@@ -447,8 +447,8 @@ def test_the_gradient_of_many_probes_is_near_the_exact_one():
 
 def test_a_single_probe_has_no_standard_error():
     given = system(1.3)
-    assert draws(given, 1, 1)[0].error is None
-    assert draws(given, 2, 1)[0].error > 0
+    assert samples(given, 1, 1)[0].error is None
+    assert samples(given, 2, 1)[0].error > 0
 
 
 # --- the smallest eigenvalue

@@ -1,4 +1,4 @@
-"""Straight-line programs give the bits of the function that they were traced from."""
+"""A traced function gives the bits of the function that it was traced from."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def slope(x, y):
+def derivative(x, y):
     leaf = x.detach().requires_grad_()
     with torch.enable_grad():
         value = ((leaf @ y).tanh() * 1.0).sum()
@@ -25,14 +25,14 @@ def slope(x, y):
 
 
 def test_the_program_has_the_bits_of_the_function():
-    line = TracedFunction(slope)
+    function = TracedFunction(derivative)
     x, y = normal(4, 3), normal(3, 5)
-    line.trace(x, y)
-    assert line.traced
-    assert line.refusal is None
+    function.trace(x, y)
+    assert function.traced
+    assert function.refusal is None
     for seed in range(3):
         there = normal(4, 3, seed=seed), normal(3, 5, seed=seed + 9)
-        found, expected = line(*there), slope(*there)
+        found, expected = function(*there), derivative(*there)
         assert torch.equal(found[0], expected[0])
         assert not found[0].requires_grad
 
@@ -44,59 +44,59 @@ def test_it_is_traced_once_it_has_been_called_often_enough_for_tensors_of_one_ki
         calls.append(x.shape)
         return (x * 2 + 1,)
 
-    line = TracedFunction(counted, trace_after=3)
+    function = TracedFunction(counted, trace_after=3)
     for _ in range(3):
-        line(normal(4))
-        line(normal(5))
+        function(normal(4))
+        function(normal(5))
     assert len(calls) == 6
-    assert not line.traced
-    line(normal(4))  # traced, run, and held against the function
-    assert line.traced
+    assert not function.traced
+    function(normal(4))  # traced, run, and held against the function
+    assert function.traced
     assert len(calls) == 8
     for _ in range(5):
-        assert torch.equal(line(normal(4))[0], normal(4) * 2 + 1)
+        assert torch.equal(function(normal(4))[0], normal(4) * 2 + 1)
     assert len(calls) == 8, "the program is not in use"
-    line(normal(4).float())
-    line(normal(4, 2)[:, 0])
+    function(normal(4).float())
+    function(normal(4, 2)[:, 0])
     assert len(calls) == 10, "a program was used for tensors of another kind"
 
 
 def test_equal_tensors_at_the_tracing_do_not_stand_in_for_each_other():
-    line = TracedFunction(lambda x, y: (x * x.sum() + y,))
+    function = TracedFunction(lambda x, y: (x * x.sum() + y,))
     x, y = normal(4), normal(4, seed=1)
-    line.trace(x, x)
-    assert line.traced
-    assert torch.equal(line(x, y)[0], x * x.sum() + y)
+    function.trace(x, x)
+    assert function.traced
+    assert torch.equal(function(x, y)[0], x * x.sum() + y)
 
 
 def branches(x):
     return (x * 2 if x.sum() > 0 else x * 3,)
 
 
-def draws(x):
+def sampling(x):
     return (x + torch.rand(4, dtype=torch.float64),)
 
 
 def test_what_branches_on_a_value_is_called_as_it_is():
-    line = TracedFunction(branches, trace_after=0)
+    function = TracedFunction(branches, trace_after=0)
     for x in (normal(4).abs(), -normal(4).abs()):
-        assert torch.equal(line(x)[0], branches(x)[0])
-    assert not line.traced
-    assert line.refusal
+        assert torch.equal(function(x)[0], branches(x)[0])
+    assert not function.traced
+    assert function.refusal
 
 
 def test_what_gives_other_bits_is_called_as_it_is():
-    line = TracedFunction(draws, trace_after=0)
+    function = TracedFunction(sampling, trace_after=0)
     torch.manual_seed(0)
-    line(normal(4))
-    assert not line.traced
-    assert line.refusal == "the traced operations give other bits"
+    function(normal(4))
+    assert not function.traced
+    assert function.refusal == "the traced operations give other bits"
 
 
 def test_not_a_number_is_the_same_bits():
-    line = TracedFunction(lambda x: (x.log(),), trace_after=0)
-    assert line(-normal(4).abs())[0].isnan().all()
-    assert line.traced
+    function = TracedFunction(lambda x: (x.log(),), trace_after=0)
+    assert function(-normal(4).abs())[0].isnan().all()
+    assert function.traced
 
 
 def trace(problem: TrainingRun, theta: torch.Tensor) -> None:
@@ -104,9 +104,9 @@ def trace(problem: TrainingRun, theta: torch.Tensor) -> None:
     hypergradient(problem, theta, "neumann", trunc=TRACE_AFTER + 1)
     hypergradient(problem, theta, "bptt", options={"keep": "states"})
     functions = problem.objective.traced_functions
-    for line in (functions[name] for name in ("gradient", "hessian_product", "curvature")):
-        assert line.traced
-        assert line.refusal is None
+    for function in (functions[name] for name in ("gradient", "hessian_product", "curvature")):
+        assert function.traced
+        assert function.refusal is None
 
 
 @pytest.mark.parametrize("update", ["maclaurin", "pytorch"])

@@ -104,7 +104,7 @@ def test_data_network_and_loss_of_one_file_are_one_module():
     assert len(digests) == 1
 
 
-def test_what_a_module_draws_is_seeded():
+def test_what_a_module_samples_is_seeded():
     """Whoever imports it; PyTorch's generator stands afterwards as before."""
     Path("all.py").write_text(ONE_FILE)
     first = Experiment(one_file()).data.train.inputs
@@ -155,11 +155,11 @@ def test_the_generators_of_gpus_are_seeded_and_stand_as_they_stood():
     torch.cuda.init()
     torch.cuda.manual_seed_all(7)
     before = torch.cuda.get_rng_state_all()
-    drawn = []
+    sampled = []
     for _ in range(2):
         with seeded(3):
-            drawn.append(torch.rand(4, device="cuda"))
-    assert torch.equal(*drawn)
+            sampled.append(torch.rand(4, device="cuda"))
+    assert torch.equal(*sampled)
     for state, now in zip(before, torch.cuda.get_rng_state_all(), strict=True):
         assert torch.equal(state, now)
 

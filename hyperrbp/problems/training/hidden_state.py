@@ -1,4 +1,4 @@
-"""What a network keeps or draws besides its parameters: no training run differentiates that."""
+"""Buffers and random numbers in a network, which no training run differentiates."""
 
 from __future__ import annotations
 

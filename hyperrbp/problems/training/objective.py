@@ -41,7 +41,7 @@ class Objective:
         self.weights = sum(self.sizes)
         """N, the number of weights."""
         self._model, self._loss = model, loss
-        # What is done once a training step or once a product, without the price of autograd.
+        # These run once a training step or once a product: traced, they cost no autograd.
         self._traced_gradient = TracedFunction(self._gradient_of)
         self._traced_hessian_product = TracedFunction(
             lambda *tensors: self._curvature_of(*tensors)[len(named) :]
@@ -50,15 +50,15 @@ class Objective:
         self._traced_example_products = TracedFunction(self._examples_of)
 
     def in_precision(self, dtype: torch.dtype) -> Objective:
-        """The same function in another floating-point format."""
+        """Return the same function in another floating-point format."""
         return Objective(copy.deepcopy(self._model).to(dtype), self._loss)
 
     def initial_weights(self) -> Tensor:
-        """The module's current parameters, shape (N,)."""
+        """Return the module's current parameters, shape (N,)."""
         return nn.utils.parameters_to_vector(self._model.parameters()).detach()
 
     def pieces(self, w: Tensor) -> list[Tensor]:
-        """Views of w in the shapes of the parameter tensors."""
+        """Return views of w in the shapes of the parameter tensors."""
         return [
             piece.view(shape)
             for piece, shape in zip(torch.split(w, self.sizes), self.shapes, strict=True)
@@ -80,17 +80,17 @@ class Objective:
         return self.pieces(w), self.pieces(v)
 
     def outputs(self, parameters: Sequence[Tensor], inputs: Tensor) -> Tensor:
-        """What the module makes of the inputs."""
+        """Return the outputs of the module."""
         named = dict(zip(self.tensors, parameters, strict=True))
         outputs: Tensor = functional_call(self._model, named, (inputs,))
         return outputs
 
     def value(self, parameters: Sequence[Tensor], x: Terms) -> Tensor:
-        """L, shape ()."""
+        """Return L, shape ()."""
         return self.loss_of(self.outputs(parameters, x[0]), x)
 
     def loss_of(self, outputs: Tensor, x: Terms) -> Tensor:
-        """L where the module has made these outputs of x, shape ()."""
+        """Return L where the module has made these outputs of x, shape ()."""
         _, targets, *weights = x
         try:
             losses = self._loss(outputs, targets)
@@ -110,7 +110,7 @@ class Objective:
         return torch.dot(losses, weights[0]) / len(targets)
 
     def mean_value(self, w: Tensor, chunks: Iterable[tuple[float, Terms]]) -> Tensor:
-        """L over weighted chunks, one at a time; shape (), without a graph."""
+        """Return L over weighted chunks, one at a time; shape (), without a graph."""
         with torch.no_grad():
             parameters = self.pieces(w.detach())
             values = [weight * self.value(parameters, x) for weight, x in chunks]
@@ -119,33 +119,33 @@ class Objective:
     def example_products(
         self, parameters: Sequence[Tensor], direction: Sequence[Tensor], x: Terms
     ) -> Tensor:
-        """⟨∇ℓ_i, d⟩ for the loss ℓ_i of every example, shape (B,); d in pieces."""
+        """Return ⟨∇ℓ_i, d⟩ for the loss ℓ_i of every example, shape (B,); d in pieces."""
         return self._traced_example_products(*parameters, *direction, *x[:2])[0]
 
     def differentiable_gradient(self, w: Tensor, x: Terms) -> Tensor:
-        """∇L at w, shape (N,), with a graph that leads to w."""
+        """Return ∇L at w, shape (N,), with a graph that leads to w."""
         with torch.enable_grad():
             return flat(self._gradient(self.pieces(w), x, twice=True))
 
     def gradient(self, parameters: Sequence[Tensor], x: Terms) -> Sequence[Tensor]:
-        """∇L in pieces, from the pieces of w; new tensors without graphs."""
+        """Return ∇L in pieces, from the pieces of w; new tensors without graphs."""
         return self._traced_gradient(*parameters, *x)
 
     def hessian_product(
         self, parameters: Sequence[Tensor], direction: Sequence[Tensor], x: Terms
     ) -> Sequence[Tensor]:
-        """H d with H = ∇²L in pieces, for d in pieces; new tensors without graphs."""
+        """Return H d with H = ∇²L in pieces, for d in pieces; new tensors without graphs."""
         return self._traced_hessian_product(*parameters, *direction, *x)
 
     def curvature(
         self, parameters: Sequence[Tensor], direction: Sequence[Tensor], x: Terms
     ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        """(∇L, H d) in pieces, for d in pieces; new tensors without graphs."""
+        """Return (∇L, H d) in pieces, for d in pieces; new tensors without graphs."""
         both = self._traced_curvature(*parameters, *direction, *x)
         return both[: len(parameters)], both[len(parameters) :]
 
     def hessian_products(self, w: Tensor, directions: Tensor, x: Terms) -> tuple[Tensor, Tensor]:
-        """(∇L, H d for every row d of a matrix), from one graph: shapes (N,) and (m, N)."""
+        """Return (∇L, H d for every row d of a matrix), from one graph: shapes (N,) and (m, N)."""
         leaves = [piece.requires_grad_() for piece in self.pieces(w.detach())]
         g = self._gradient(leaves, x, twice=True)
         curving = [i for i, piece in enumerate(g) if piece.requires_grad]
@@ -176,7 +176,7 @@ class Objective:
     def mean_gradient(
         self, w: Tensor, chunks: Iterable[tuple[float, Terms]]
     ) -> tuple[Tensor, Tensor]:
-        """L and ∇L over weighted chunks, one at a time; shapes () and (N,), without graphs."""
+        """Return L and ∇L over weighted chunks, shapes () and (N,), without graphs."""
         total, gradient = w.new_zeros(()), torch.zeros_like(w, requires_grad=False)
         with torch.enable_grad():
             parameters = [piece.requires_grad_() for piece in self.pieces(w.detach())]

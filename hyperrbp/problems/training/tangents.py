@@ -18,7 +18,7 @@ from hyperrbp.problems.training.update_rules import UpdateRule
 class TangentUpdate:
     """(h, x, S) ↦ (F(h, θ, x), J S + ∂F/∂θ) at one θ, with S of shape (p, 2N), in place.
 
-    All Hessian products of an update come from one graph of ∇L, walked once for all tangents: H is
+    All Hessian products of an update come from one graph of ∇L, in one pass for all tangents: H is
     symmetric. At the size of the paper's network that takes two thirds of the time of
     forward-over-reverse products.
 
