@@ -11,7 +11,7 @@ import json
 import shutil
 from pathlib import Path
 
-from hyperrbp.paper import ARTIFACTS
+from hyperrbp.paper.reproduction import ARTIFACTS
 from hyperrbp.runtime.files import write_atomically
 
 PICTURES = ("figure1", "figureA1", "figure4")

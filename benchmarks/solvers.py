@@ -26,8 +26,8 @@ from hyperrbp.hypergradients.implicit import ImplicitMethod
 from hyperrbp.hypergradients.lsqr import Lsqr
 from hyperrbp.hypergradients.neumann import Neumann
 from hyperrbp.hypergradients.rbp import Rbp
+from hyperrbp.paper.drawing import COLOURS
 from hyperrbp.reporting.figures import save
-from hyperrbp.reporting.reproduction import COLOURS
 from hyperrbp.runtime.files import write_atomically
 
 N = 120

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,7 +14,8 @@ from hyperrbp.exceptions import UsageError
 from hyperrbp.runtime.suggestions import did_you_mean
 
 if TYPE_CHECKING:
-    from hyperrbp.paper.artifact import Plan
+    from hyperrbp.paper.plan import Plan
+    from hyperrbp.paper.results import ReproductionReport
 
 
 def reproduce(
@@ -67,15 +68,16 @@ def reproduce(
         names = _artifacts(target)
         if device not in ("auto", "cpu", "cuda"):
             raise UsageError(f"--device: expected one of auto, cpu, cuda, got '{device}'")
-        from hyperrbp.paper.artifact import Plan
+        from hyperrbp.paper.plan import Plan
 
         out = out or Path("runs") / ("reproduction-quick" if quick else "reproduction")
         plan = Plan(quick, seeds, device, data_root, inexact_resume)
-        documents = _run(names, plan, out, quiet)
+        reports = _run(names, plan, out, quiet)
         if as_json:
+            documents = [report.model_dump(mode="json") for report in reports]
             print_json(documents if target == "all" else documents[0])
         elif not quiet:
-            _print(documents)
+            _print(reports)
             notify(f"wrote {out} (PNG, CSV and JSON of each)")
 
 
@@ -85,7 +87,7 @@ def _artifacts(target: str) -> list[str]:
     Raises:
         UsageError: if there is no such table or figure.
     """
-    from hyperrbp.paper import ARTIFACTS
+    from hyperrbp.paper.reproduction import ARTIFACTS
 
     if target == "all":
         return list(ARTIFACTS)
@@ -97,18 +99,18 @@ def _artifacts(target: str) -> list[str]:
     return [target]
 
 
-def _run(names: list[str], plan: Plan, out: Path, quiet: bool) -> list[dict[str, Any]]:
-    from hyperrbp import paper
-    from hyperrbp.reporting.reproduction import ReproductionBar, ReproductionLines
+def _run(names: list[str], plan: Plan, out: Path, quiet: bool) -> list[ReproductionReport]:
+    from hyperrbp.paper.reproduction import reproduce
+    from hyperrbp.paper.terminal import ReproductionBar, ReproductionLines
 
-    audience = paper.Audience()
-    if not quiet:
-        audience = ReproductionBar(stderr) if stderr.is_terminal else ReproductionLines(stderr)
-    return paper.reproduce(names, plan, out, audience)
+    if quiet:
+        return reproduce(names, plan, out)
+    callback = ReproductionBar(stderr) if stderr.is_terminal else ReproductionLines(stderr)
+    return reproduce(names, plan, out, callback)
 
 
-def _print(documents: list[dict[str, Any]]) -> None:
-    from hyperrbp.reporting.reproduction import verdict
+def _print(reports: list[ReproductionReport]) -> None:
+    from hyperrbp.paper.terminal import page
 
-    for document in documents:
-        print_answer(verdict(document))
+    for report in reports:
+        print_answer(page(report))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
 from hyperrbp.config.equilibrium import GraphNetRecipe
 from hyperrbp.data.builtin import data_root
@@ -16,10 +14,13 @@ from hyperrbp.data.citation_networks import (
     split,
 )
 from hyperrbp.exceptions import DataError, MissingDataError
-from hyperrbp.paper.artifact import Artifact, Finding, Plan, mean_and_deviation, plus_minus
+from hyperrbp.experiments.results.records import EpochRecord
+from hyperrbp.experiments.results.train import EquilibriumResult
+from hyperrbp.paper.artifact import Artifact, Finding, mean_and_deviation, or_nan, plus_minus
+from hyperrbp.paper.figures import Panel, Panels, Row
+from hyperrbp.paper.plan import Plan
 from hyperrbp.paper.published import METHODS, TABLE2, TABLE_A1
 from hyperrbp.paper.run_specs import Outcome, RunSpec, TrainSpec, recipe_of
-from hyperrbp.reporting.reproduction import Panel, draw_panels, draw_table
 
 _QUICK = "150 epochs at ten times the learning rate"
 
@@ -62,17 +63,18 @@ class Table2(Artifact):
             _run_spec(plan, d, m, seed) for d in TABLE2 for seed in _seeds(plan) for m in METHODS
         ]
 
-    def finding(self, plan: Plan, outcomes: Mapping[str, Outcome], picture: Path) -> Finding:
+    def finding(self, plan: Plan, outcomes: Mapping[str, Outcome]) -> Finding:
         """Means and deviations over the seeds."""
-        rows: list[dict[str, Any]] = []
+        rows: list[Row] = []
         measured: dict[str, dict[str, list[float]]] = {}
         for data, paper in TABLE2.items():
             found: dict[str, list[float]] = {}
             missing = None
             for method in METHODS:
                 done = [outcomes[_run_spec(plan, data, method, seed).name] for seed in _seeds(plan)]
-                missing = missing or next((o.failure for o in done if not o.result), None)
-                found[method] = [100 * o.result["test"]["accuracy"] for o in done if o.result]
+                missing = missing or next((o.failure for o in done if o.result is None), None)
+                results = [outcome.result_of(EquilibriumResult) for outcome in done]
+                found[method] = [100 * or_nan(r.test["accuracy"]) for r in results if r is not None]
             if any(found.values()):
                 found["baseline"] = self._baseline(plan, data)
             measured[data] = {name: values for name, values in found.items() if values}
@@ -105,7 +107,6 @@ class Table2(Artifact):
             ]
             for row in rows
         ]
-        draw_table(picture, self.title, columns, lines, note=self.scale(plan))
         held, verdict = self._verdict(measured)
         return Finding(rows, held, verdict, columns, lines)
 
@@ -154,7 +155,7 @@ class Figure3(Artifact):
         """Those of Table 2 with seed 0."""
         return [_run_spec(plan, "cora", method, 0) for method in METHODS]
 
-    def finding(self, plan: Plan, outcomes: Mapping[str, Outcome], picture: Path) -> Finding:
+    def finding(self, plan: Plan, outcomes: Mapping[str, Outcome]) -> Finding:
         """Three panels, and every point of them as a row."""
         loss = Panel("epoch", "training loss", log=True)
         accuracy = Panel("epoch", "validation accuracy", log=False)
@@ -162,20 +163,21 @@ class Figure3(Artifact):
         best, still = {}, {}
         for method in METHODS:
             outcome = outcomes[_run_spec(plan, "cora", method, 0).name]
-            records = outcome.records()
-            if not outcome.result:
+            records = outcome.records(EpochRecord)
+            result = outcome.result_of(EquilibriumResult)
+            if result is None:
                 continue
             for record in records:
-                loss.add(method, record["epoch"], record["loss"])
-                if "validation" in record:
-                    accuracy.add(method, record["epoch"], record["validation"]["accuracy"])
-            norms = [record for record in records if "change_norms" in record][-1]["change_norms"]
+                loss.add(method, record.epoch, record.loss)
+                if record.validation is not None:
+                    accuracy.add(method, record.epoch, record.validation["accuracy"])
+            inferences = [r.change_norms for r in records if r.change_norms is not None]
+            norms = [or_nan(norm) for norm in inferences[-1]]
             for t, norm in enumerate(norms, start=1):
                 steady.add(method, t, norm / norms[0])
-            best[method] = outcome.result["best"]["validation"]["accuracy"]
+            best[method] = or_nan(result.best.validation["accuracy"])
             still[method] = norms[-1] / norms[0]
         panels = [loss, accuracy, steady]
-        draw_panels(picture, self.title, panels, note=self.scale(plan))
         held = None
         if len(best) == len(METHODS):
             held = abs(best["neumann"] - best["tbptt"]) < 0.05 and still["neumann"] < 0.05
@@ -187,7 +189,7 @@ class Figure3(Artifact):
         lines = [[m, f"{best[m]:.1%}", f"{still[m]:.2g}"] for m in best]
         columns = ["method", "best validation accuracy", "last change, of the first"]
         rows = [row for panel in panels for row in panel.rows()]
-        return Finding(rows, held, verdict, columns, lines)
+        return Finding(rows, held, verdict, columns, lines, Panels(panels))
 
 
 class TableA1(Artifact):
@@ -205,9 +207,9 @@ class TableA1(Artifact):
         """None: the files are counted."""
         return []
 
-    def finding(self, plan: Plan, outcomes: Mapping[str, Outcome], picture: Path) -> Finding:
+    def finding(self, plan: Plan, outcomes: Mapping[str, Outcome]) -> Finding:
         """Counts of the files."""
-        rows: list[dict[str, Any]] = []
+        rows: list[Row] = []
         agree = []
         for name in NETWORKS:
             paper = {f"paper_{key}": value for key, value in TABLE_A1[name].items()}
@@ -238,7 +240,6 @@ class TableA1(Artifact):
             ]
             for row in rows
         ]
-        draw_table(picture, self.title, columns, lines, note=self.scale(plan))
         said = [
             f"{row['network']}: {row['status']}"
             if row["status"] != "done"

@@ -5,13 +5,20 @@ from __future__ import annotations
 import math
 from abc import ABC
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, ClassVar
 
-from hyperrbp.paper.artifact import Artifact, Finding, Plan, mean_and_deviation, plus_minus
+from torch import Tensor
+
+from hyperrbp.config.equilibrium import EquilibriumRecipe
+from hyperrbp.experiments.checkpoint import read_tensors
+from hyperrbp.experiments.results.records import EpochRecord
+from hyperrbp.experiments.results.train import EquilibriumResult
+from hyperrbp.experiments.trainers.equilibrium import EquilibriumTrainer
+from hyperrbp.paper.artifact import Artifact, Finding, mean_and_deviation, or_nan, plus_minus
+from hyperrbp.paper.figures import Images, Panel, Panels, Row
+from hyperrbp.paper.plan import Plan
 from hyperrbp.paper.published import METHODS, TABLE1
 from hyperrbp.paper.run_specs import Outcome, RunSpec, TrainSpec, recipe_of
-from hyperrbp.reporting.reproduction import Panel, draw_panels, draw_pictures, draw_table
 
 SUCCESS = 0.5
 """A run succeeds whose last training loss is under this share of its first."""
@@ -71,17 +78,17 @@ class Table1(Artifact):
             for trunc in paper
         }
 
-    def finding(self, plan: Plan, outcomes: Mapping[str, Outcome], picture: Path) -> Finding:
+    def finding(self, plan: Plan, outcomes: Mapping[str, Outcome]) -> Finding:
         """Counts; a run that turned non-finite has failed."""
-        rows: list[dict[str, Any]] = []
+        rows: list[Row] = []
         for (method, trunc), run_specs in self._by_row(plan).items():
             first_epoch, untrained, last = [], [], []
             succeeded = {"first_epoch": 0, "untrained": 0}
-            ran = [o for o in (outcomes[spec.name] for spec in run_specs) if o.result]
+            ran = [o for o in (outcomes[spec.name] for spec in run_specs) if o.result is not None]
             for outcome in ran:
                 losses = [
-                    math.inf if record["loss"] is None else record["loss"]
-                    for record in outcome.records()
+                    math.inf if record.loss is None else record.loss
+                    for record in outcome.records(EpochRecord)
                 ]
                 untrained.append(losses[0])
                 first_epoch.append(losses[min(1, len(losses) - 1)])
@@ -122,7 +129,6 @@ class Table1(Artifact):
             for row in rows
         ]
         columns = ["method", "K", "succeeded", "paper", "first epoch's loss", "last loss"]
-        draw_table(picture, self.title, columns, lines, note=self.scale(plan))
         others = [row for row in rows if row["method"] != "rbp"]
         rbp = {row["trunc"]: row["share"] for row in rows if row["method"] == "rbp"}
         held = None
@@ -176,32 +182,31 @@ class Figure1(_FiveMethods):
     title = "Figure 1: the Hopfield memory by five methods"
     claim = "all but original RBP train alike; the state is steady within about ten updates"
 
-    def finding(self, plan: Plan, outcomes: Mapping[str, Outcome], picture: Path) -> Finding:
+    def finding(self, plan: Plan, outcomes: Mapping[str, Outcome]) -> Finding:
         """Three panels, and every point of them as a row."""
         loss = Panel("epoch", "training loss (L1)", log=True)
         wrong = Panel("epoch", "wrong pixels of retrieved digits", log=False)
         steady = Panel("update t", "‖h_t − h_{t−1}‖", log=True)
         energy = Panel("update t", "energy (mean of the images)", log=False)
-        rows: list[dict[str, Any]] = []
+        rows: list[Row] = []
         last, tenth = {}, {}
         for method, spec in self._by_method(plan).items():
-            records = outcomes[spec.name].records()
+            records = outcomes[spec.name].records(EpochRecord)
             if not records:
                 continue
             for record in records:
-                loss.add(method, record["epoch"], record["loss"])
-                if "validation" in record:
-                    wrong.add(method, record["epoch"], record["validation"]["pixel_error"])
-            watched = [record for record in records if "change_norms" in record][-1]
-            for t, norm in enumerate(watched["change_norms"], start=1):
+                loss.add(method, record.epoch, record.loss)
+                if record.validation is not None:
+                    wrong.add(method, record.epoch, record.validation["pixel_error"])
+            inferred = [record for record in records if record.change_norms is not None][-1]
+            norms = [or_nan(norm) for norm in inferred.change_norms or []]
+            for t, norm in enumerate(norms, start=1):
                 steady.add(method, t, norm)
-            for t, value in enumerate(watched["energy"], start=1):
+            for t, value in enumerate(inferred.energy or [], start=1):
                 energy.add(method, t, value)
-            norms = watched["change_norms"]
             tenth[method] = norms[min(9, len(norms) - 1)] / norms[0]
-            last[method] = records[-1]["loss"]
+            last[method] = or_nan(records[-1].loss)
         panels = [loss, wrong, steady, energy]
-        draw_panels(picture, self.title, panels, note=self.scale(plan))
         for panel in panels:
             rows += panel.rows()
         held = None
@@ -215,7 +220,7 @@ class Figure1(_FiveMethods):
             " (Neumann)"
         )
         columns = ["method", "last loss", "change at t = 10, of that at t = 1"]
-        return Finding(rows, held, verdict, columns, lines)
+        return Finding(rows, held, verdict, columns, lines, Panels(panels))
 
 
 class Figure2(_FiveMethods):
@@ -226,17 +231,14 @@ class Figure2(_FiveMethods):
     claim = "every method but original RBP brings the digits back"
     digits: ClassVar[int] = 5
 
-    def finding(self, plan: Plan, outcomes: Mapping[str, Outcome], picture: Path) -> Finding:
+    def finding(self, plan: Plan, outcomes: Mapping[str, Outcome]) -> Finding:
         """One row of digits a method, by the weights of its best epoch."""
-        from hyperrbp.config.equilibrium import EquilibriumRecipe
-        from hyperrbp.experiments.checkpoint import read_tensors
-        from hyperrbp.experiments.trainers.equilibrium import EquilibriumTrainer
-
-        named: dict[str, Any] = {}
-        rows = []
+        named: dict[str, Tensor] = {}
+        rows: list[Row] = []
         for method, spec in self._by_method(plan).items():
             outcome = outcomes[spec.name]
-            if not outcome.result:
+            result = outcome.result_of(EquilibriumResult)
+            if result is None:
                 continue
             assert isinstance(spec.recipe, EquilibriumRecipe)
             training = EquilibriumTrainer(spec.recipe, plan.data_root)
@@ -247,16 +249,14 @@ class Figure2(_FiveMethods):
             for label, row in zip(names[:2], images[:2], strict=True):
                 named.setdefault(label, row[: self.digits])
             named[method] = images[2][: self.digits]
-            test = outcome.result["test"]
             rows.append(
                 {
                     "method": method,
-                    "best_epoch": outcome.result["best"]["epoch"],
-                    "pixel_error": test["pixel_error"],
-                    "corrupted_pixel_error": test["corrupted_pixel_error"],
+                    "best_epoch": result.best.epoch,
+                    "pixel_error": or_nan(result.test["pixel_error"]),
+                    "corrupted_pixel_error": or_nan(result.test["corrupted_pixel_error"]),
                 }
             )
-        draw_pictures(picture, self.title, named, note=self.scale(plan))
         wrong = {row["method"]: row["pixel_error"] for row in rows}
         held = None
         if len(rows) == len(METHODS):
@@ -273,7 +273,8 @@ class Figure2(_FiveMethods):
             f"wrong pixels, of {given:.1%} in what was given:"
             f" {', '.join(f'{m} {v:.1%}' for m, v in wrong.items())}"
         )
-        return Finding(rows, held, verdict, ["method", "best epoch", "wrong pixels"], lines)
+        columns = ["method", "best epoch", "wrong pixels"]
+        return Finding(rows, held, verdict, columns, lines, Images(named))
 
 
 class FigureA1(Figure2):

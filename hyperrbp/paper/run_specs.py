@@ -1,13 +1,14 @@
-"""One run of an experiment: done once, taken up again where it was left, and then only read."""
+"""The runs of a reproduction: each is run once, resumed if interrupted, and then only read."""
 
 from __future__ import annotations
 
-import json
 import shutil
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
 
 from hyperrbp.config import presets
 from hyperrbp.config.loading import read, read_any
@@ -15,7 +16,6 @@ from hyperrbp.config.recipe import Recipe
 from hyperrbp.config.schema import BaseRecipe
 from hyperrbp.exceptions import (
     CheckpointError,
-    DataError,
     DivergedError,
     HyperrbpError,
     LockError,
@@ -23,39 +23,42 @@ from hyperrbp.exceptions import (
     StorageError,
     UsageError,
 )
-from hyperrbp.experiments.results.document import to_json
+from hyperrbp.experiments.compare import CompareCallback, compare
+from hyperrbp.experiments.method_specs import method_specs
+from hyperrbp.experiments.results.compare import CompareReport
+from hyperrbp.experiments.results.document import Document
+from hyperrbp.experiments.results.records import Record, TrainRecord
+from hyperrbp.experiments.results.run import RunResult
 from hyperrbp.experiments.run_folder import RunFolder
-from hyperrbp.runtime import files
-from hyperrbp.runtime.callbacks import Callback
+from hyperrbp.experiments.train import TrainCallback, TrainContext, train_recipe
+from hyperrbp.experiments.tune import TuneCallback, TuneContext, TuneStep, tune_recipe
+from hyperrbp.paper.plan import Plan
+from hyperrbp.reporting.comparison import write
+from hyperrbp.runtime.callbacks import Progress, Report
 from hyperrbp.runtime.locks import held
 
-if TYPE_CHECKING:
-    from hyperrbp.experiments.results.records import TrainRecord
-    from hyperrbp.experiments.train import TrainContext
-    from hyperrbp.experiments.tune import TuneContext, TuneStep
-    from hyperrbp.paper.artifact import Plan
+D = TypeVar("D", bound=Document)
+R = TypeVar("R", bound=Record)
 
 
 @dataclass
 class Outcome:
-    """What came of a spec."""
+    """What came of a run."""
 
     folder: RunFolder
-    result: dict[str, Any]
-    """Of the run; empty if there is none."""
+    result: Document | None
+    """None if there is none."""
     failure: str | None = None
-    """Why there is none, or why it ended early."""
+    """Why there is none, or why the run ended early."""
 
-    def records(self) -> list[dict[str, Any]]:
-        """Of the run."""
-        return _plain_records(self.folder)
+    def result_of(self, expected: type[D]) -> D | None:
+        """Return the result, which is of this kind, or None."""
+        assert self.result is None or isinstance(self.result, expected)
+        return self.result
 
-
-class Watch:
-    """Told how far a spec has come; does nothing by itself."""
-
-    def at(self, position: int, last: int) -> None:
-        """So many of its steps are done."""
+    def records(self, expected: type[R]) -> list[R]:
+        """Return the records of the run, which are of this kind; empty if it was not begun."""
+        return self.folder.records(expected)
 
 
 @dataclass(frozen=True)
@@ -65,39 +68,42 @@ class RunSpec(ABC):
     name: str
     recipe: BaseRecipe
 
-    def outcome(self, runs: Path, plan: Plan, watch: Watch) -> Outcome:
-        """Run it, go on with it, or read what it came to.
+    def outcome(self, runs: Path, plan: Plan, report: Report) -> Outcome:
+        """Run it, resume it, or read what came of it.
+
+        Args:
+            runs: the folder of the run's folder.
+            plan: what it runs on.
+            report: receives the progress.
 
         Raises:
             UsageError: if its folder holds a run of another recipe.
-            CheckpointError: if the run there cannot be gone on with.
+            CheckpointError: if the run there cannot be resumed.
             LockError: if another process is at it.
             StorageError: if it cannot be written.
         """
         folder = RunFolder(runs / self.name)
+        if folder.recipe_file.exists() or folder.result_file.exists():
+            self._check_same(folder)
         if folder.result_file.exists():
-            self._check_same(folder)
-            result = _plain_result(folder)
-            status = result.get("status", "done")
-            return Outcome(folder, result, None if status == "done" else status)
-        if folder.recipe_file.exists():
-            self._check_same(folder)
+            result = self.read(folder)
+            if isinstance(result, RunResult) and not result.finished:
+                return Outcome(folder, result, result.status)
+            return Outcome(folder, result)
         try:
-            result = self.run(folder, plan, watch)
+            return Outcome(folder, self.run(folder, plan, report))
         except DivergedError as error:
-            result = _plain_result(folder) if folder.result_file.exists() else {}
-            return Outcome(folder, result, str(error))
-        except DataError as error:
-            absent = "files absent" if isinstance(error, MissingDataError) else str(error)
-            return Outcome(folder, {}, f"not run: {absent}")
+            found = self.read(folder) if folder.result_file.exists() else None
+            return Outcome(folder, found, str(error))
+        except MissingDataError:
+            return Outcome(folder, None, "not run: files absent")
+        except (UsageError, CheckpointError, LockError, StorageError):
+            raise
         except HyperrbpError as error:
-            if isinstance(error, UsageError | CheckpointError | LockError | StorageError):
-                raise
-            return Outcome(folder, {}, f"not run: {error}")
-        return Outcome(folder, result)
+            return Outcome(folder, None, f"not run: {error}")
 
     def done(self, runs: Path) -> bool:
-        """Whether there is nothing left to run."""
+        """Return whether there is nothing left to run."""
         return RunFolder(runs / self.name).result_file.exists()
 
     def _check_same(self, folder: RunFolder) -> None:
@@ -109,35 +115,35 @@ class RunSpec(ABC):
                 " --out"
             )
 
+    def read(self, folder: RunFolder) -> Document:
+        """Read the result of a finished run."""
+        return folder.result(RunResult)
+
     @abstractmethod
-    def run(self, folder: RunFolder, plan: Plan, watch: Watch) -> dict[str, Any]:
-        """Run it, or go on with it; returns the result."""
+    def run(self, folder: RunFolder, plan: Plan, report: Report) -> Document:
+        """Run it or resume it, and return the result."""
 
 
 class TrainSpec(RunSpec):
-    """``hyperrbp train``."""
+    """A run of ``hyperrbp train``."""
 
-    def run(self, folder: RunFolder, plan: Plan, watch: Watch) -> dict[str, Any]:
-        """Run it, or go on with it; returns the result."""
-        from hyperrbp.experiments.train import train_recipe
-
+    def run(self, folder: RunFolder, plan: Plan, report: Report) -> RunResult:
+        """Run it or resume it, and return the result."""
         return train_recipe(
             self.recipe,
             folder.path,
             data_root=plan.data_root,
             resume=folder.recipe_file.exists(),
             inexact_resume=plan.inexact_resume,
-            callbacks=[_TrainWatch(watch)],
-        ).model_dump(mode="json")
+            callbacks=[_TrainProgress(self.name, report)],
+        )
 
 
 class TuneSpec(RunSpec):
-    """``hyperrbp tune``."""
+    """A run of ``hyperrbp tune``."""
 
-    def run(self, folder: RunFolder, plan: Plan, watch: Watch) -> dict[str, Any]:
-        """Run it, or go on with it; returns the result."""
-        from hyperrbp.experiments.tune import tune_recipe
-
+    def run(self, folder: RunFolder, plan: Plan, report: Report) -> RunResult:
+        """Run it or resume it, and return the result."""
         assert isinstance(self.recipe, Recipe)
         return tune_recipe(
             self.recipe,
@@ -145,75 +151,97 @@ class TuneSpec(RunSpec):
             data_root=plan.data_root,
             resume=folder.recipe_file.exists(),
             inexact_resume=plan.inexact_resume,
-            callbacks=[_TuneWatch(watch)],
-        ).model_dump(mode="json")
+            callbacks=[_TuneProgress(self.name, report)],
+        )
 
 
 @dataclass(frozen=True)
 class CompareSpec(RunSpec):
-    """``hyperrbp compare``; it has nothing to take up again, and begins anew."""
+    """A run of ``hyperrbp compare``; it cannot be resumed, and begins anew."""
 
     methods: tuple[str, ...] = ("bptt", "neumann")
     truncs: tuple[int, ...] = (10, 50, 100)
     repeats: int = 10
 
-    def run(self, folder: RunFolder, plan: Plan, watch: Watch) -> dict[str, Any]:
-        """Run it; returns the document."""
-        from hyperrbp.experiments.compare import compare
-        from hyperrbp.experiments.method_specs import method_specs
-        from hyperrbp.reporting.comparison import write
-
+    def run(self, folder: RunFolder, plan: Plan, report: Report) -> CompareReport:
+        """Run it, and return the report."""
         assert isinstance(self.recipe, Recipe)
-        field = method_specs(self.methods, self.truncs, [self.recipe.inner.steps])
+        specs = method_specs(self.methods, self.truncs, [self.recipe.inner.steps])
         with held(folder.path):
-            document = compare(self.recipe, field, repeats=self.repeats, data_root=plan.data_root)
+            found = compare(
+                self.recipe,
+                specs,
+                repeats=self.repeats,
+                data_root=plan.data_root,
+                callback=_CompareProgress(self.name, report),
+            )
             shutil.rmtree(folder.events, ignore_errors=True)  # of an earlier try
-            write(document, folder.path)
+            write(found, folder.path)
             folder.create(self.recipe)
-            text = to_json(document, indent=2) + "\n"
-            files.write_atomically(folder.result_file, text)
-        return dict(json.loads(folder.result_file.read_text(encoding="utf-8")))
+            folder.write_result(found)
+        return found
+
+    def read(self, folder: RunFolder) -> CompareReport:
+        """Read the report of a finished comparison.
+
+        Raises:
+            CheckpointError: if it is not one of this version.
+        """
+        try:
+            return CompareReport.model_validate_json(folder.result_file.read_bytes())
+        except ValidationError:
+            raise CheckpointError(f"{folder.result_file}: not a result of this version") from None
 
 
-class _TrainWatch(Callback["TrainContext", "TrainRecord"]):
-    def __init__(self, watch: Watch) -> None:
-        self._watch = watch
+# --- progress -------------------------------------------------------------------------------------
+
+
+class _TrainProgress(TrainCallback):
+    """Reports the steps of a training as the progress of a run spec."""
+
+    def __init__(self, name: str, report: Report) -> None:
+        self._name, self._report_to = name, report
 
     def on_start(self, context: TrainContext) -> None:
-        self._last = context.trainer.last
+        self._last, self._unit = context.trainer.last, f"{context.trainer.unit}s"
 
     def on_record(self, record: TrainRecord) -> None:
-        self._watch.at(record.number, self._last)
+        self._report_to(Progress(self._name, record.number, self._last, self._unit))
 
 
-class _TuneWatch(Callback["TuneContext", "TuneStep"]):
-    def __init__(self, watch: Watch) -> None:
-        self._watch = watch
+class _TuneProgress(TuneCallback):
+    """Reports the meta steps of a tuning as the progress of a run spec."""
+
+    def __init__(self, name: str, report: Report) -> None:
+        self._name, self._report_to = name, report
 
     def on_start(self, context: TuneContext) -> None:
         self._last = context.experiment.meta.steps
 
     def on_record(self, record: TuneStep) -> None:
-        self._watch.at(record.record.meta_step, self._last)
+        self._report_to(Progress(self._name, record.record.meta_step, self._last, "meta steps"))
 
 
-def _plain_records(folder: RunFolder) -> list[dict[str, Any]]:
-    from hyperrbp.experiments.results.records import Record
+class _CompareProgress(CompareCallback):
+    """Reports the seconds of a comparison as the progress of a run spec."""
 
-    return [record.model_dump(mode="json") for record in folder.records(Record)]
+    def __init__(self, name: str, report: Report) -> None:
+        self._name, self._report_to = name, report
+
+    def on_progress(self, progress: Progress) -> None:
+        self._report_to(replace(progress, task=self._name, detail=progress.task))
 
 
-def _plain_result(folder: RunFolder) -> dict[str, Any]:
-    return dict(json.loads(folder.result_file.read_text(encoding="utf-8")))
+# --- recipes --------------------------------------------------------------------------------------
 
 
 def recipe_of(name: str, settings: dict[str, Any]) -> BaseRecipe:
-    """A built-in recipe with other values."""
+    """Return a built-in recipe with other values."""
     overrides = [("reproduce", key, value) for key, value in settings.items()]
     return read_any(presets.built_in(name), overrides)
 
 
 def tuning_recipe_of(name: str, settings: dict[str, Any]) -> Recipe:
-    """A built-in tuning recipe with other values."""
+    """Return a built-in tuning recipe with other values."""
     overrides = [("reproduce", key, value) for key, value in settings.items()]
     return read(presets.built_in(name), overrides)

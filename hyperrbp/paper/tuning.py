@@ -5,18 +5,33 @@ from __future__ import annotations
 import math
 from abc import ABC
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+import torch
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
+
 from hyperrbp.config.recipe import Recipe
-from hyperrbp.paper.artifact import Artifact, Finding, Plan
+from hyperrbp.experiments.experiment import Experiment
+from hyperrbp.experiments.results.compare import CompareReport
+from hyperrbp.experiments.results.records import StepRecord
+from hyperrbp.paper.artifact import Artifact, Finding, or_nan
+from hyperrbp.paper.figures import Panel, Panels, Paths, Row
+from hyperrbp.paper.plan import Plan
 from hyperrbp.paper.published import FIGURE4, METHODS, TABLE3
 from hyperrbp.paper.run_specs import CompareSpec, Outcome, RunSpec, TuneSpec, tuning_recipe_of
-from hyperrbp.reporting.reproduction import Panel, draw_panels, draw_scatter, draw_table
 
 QUICK_SPECS = ((50, 10), (100, 10), (200, 10), (400, 10), (50, 20), (100, 20), (200, 20), (400, 20))
 """(T, K) of the quick version, on the small digits, which are learnt completely by T = 800."""
 _QUICK_META_STEPS = 12
+
+
+def _finite(record: StepRecord) -> dict[str, dict[str, float]]:
+    """Return the hyperparameters of a record, NaN for one that was not finite."""
+    return {
+        kind: {name: or_nan(value) for name, value in values.items()}
+        for kind, values in record.hyperparameters.items()
+    }
 
 
 def _run_spec(plan: Plan, method: str, steps: int, trunc: int) -> RunSpec:
@@ -62,26 +77,27 @@ class Table3(Artifact):
             CompareSpec(f"mnist-comparison-T1000-repeats{repeats}", recipe, repeats=repeats),
         ]
 
-    def finding(self, plan: Plan, outcomes: Mapping[str, Outcome], picture: Path) -> Finding:
+    def finding(self, plan: Plan, outcomes: Mapping[str, Outcome]) -> Finding:
         """Ratios beside the paper's."""
         (spec,) = self.run_specs(plan)
         outcome = outcomes[spec.name]
         columns = ["K", "run time", "paper", "kept memory", "paper", "process memory"]
-        rows = []
-        for row in outcome.result.get("rows", []):
-            if row["label"] != "neumann" or row.get("time_ratio") is None:
+        report = outcome.result_of(CompareReport)
+        rows: list[Row] = []
+        for row in () if report is None else report.rows:
+            if row.label != "neumann" or row.trunc is None or row.time_ratio is None:
                 continue
-            time, memory = TABLE3[row["trunc"]]
+            time, memory = TABLE3[row.trunc]
             rows.append(
                 {
-                    "trunc": row["trunc"],
-                    "time_ratio": row["time_ratio"],
+                    "trunc": row.trunc,
+                    "time_ratio": row.time_ratio,
                     "paper_time_ratio": time,
-                    "memory_ratio": row["memory_ratio"],
+                    "memory_ratio": row.memory_ratio,
                     "paper_memory_ratio": memory,
-                    "peak_ratio": row["peak_ratio"],
-                    "process_ratio": row["process_ratio"],
-                    "neumann_seconds": row["seconds"],
+                    "peak_ratio": row.peak_ratio,
+                    "process_ratio": row.process_ratio,
+                    "neumann_seconds": row.seconds,
                 }
             )
         lines = [
@@ -95,7 +111,6 @@ class Table3(Artifact):
             ]
             for r in rows
         ]
-        draw_table(picture, self.title, columns, lines, note=self.scale(plan))
         held = all(r["time_ratio"] > 1 and r["memory_ratio"] > 1 for r in rows) if rows else None
         verdict = outcome.failure or (
             "BPTT over Neumann-RBP: time"
@@ -135,18 +150,18 @@ class Figure4(_Grid):
     title = "Figure 4: meta training loss"
     claim = "Neumann-RBP's meta loss matches BPTT's; TBPTT's gets worse as T grows"
 
-    def finding(self, plan: Plan, outcomes: Mapping[str, Outcome], picture: Path) -> Finding:
+    def finding(self, plan: Plan, outcomes: Mapping[str, Outcome]) -> Finding:
         """A panel a spec, and every method's best and last loss as a row."""
         panels: list[Panel] = []
-        rows: list[dict[str, Any]] = []
+        rows: list[Row] = []
         for letter, (steps, trunc) in zip("abcdefgh", self.grid(plan), strict=True):
             panel = Panel(
                 "meta step", "log₁₀ meta loss", title=f"({letter}) T = {steps}, K = {trunc}"
             )
             panels.append(panel)
             for method in METHODS:
-                records = outcomes[_run_spec(plan, method, steps, trunc).name].records()
-                losses = [math.log10(r["meta_loss"]) for r in records if r["meta_loss"] > 0]
+                records = outcomes[_run_spec(plan, method, steps, trunc).name].records(StepRecord)
+                losses = [math.log10(r.meta_loss) for r in records if r.meta_loss > 0]
                 if not losses:
                     continue
                 for n, loss in enumerate(losses):
@@ -162,7 +177,6 @@ class Figure4(_Grid):
                         "gain": losses[0] - losses[-1],
                     }
                 )
-        draw_panels(picture, self.title, panels, columns=4, note=self.scale(plan))
         columns = ["T", "K", "method", "untuned", "best", "last"]
         lines = [
             [
@@ -174,10 +188,10 @@ class Figure4(_Grid):
             for r in rows
         ]
         held, verdict = self._verdict(rows)
-        return Finding(rows, held, verdict, columns, lines)
+        return Finding(rows, held, verdict, columns, lines, Panels(panels))
 
     @staticmethod
-    def _verdict(rows: list[dict[str, Any]]) -> tuple[bool | None, str]:
+    def _verdict(rows: list[Row]) -> tuple[bool | None, str]:
         by = {(r["T"], r["K"], r["method"]): r for r in rows}
         run_specs = sorted({(r["T"], r["K"]) for r in rows})
         complete = [
@@ -218,12 +232,10 @@ class Figure5(_Grid):
     title = "Figure 5: training loss of the inner run at the last meta step"
     claim = "after tuning, Neumann-RBP's training loss matches BPTT's"
 
-    def finding(self, plan: Plan, outcomes: Mapping[str, Outcome], picture: Path) -> Finding:
+    def finding(self, plan: Plan, outcomes: Mapping[str, Outcome]) -> Finding:
         """A panel a spec: the inner run is run again at the last hyperparameters."""
-        from hyperrbp.experiments.experiment import Experiment
-
         panels: list[Panel] = []
-        rows: list[dict[str, Any]] = []
+        rows: list[Row] = []
         last: dict[tuple[int, int, str], float] = {}
         for letter, (steps, trunc) in zip("abcdefgh", self.grid(plan), strict=True):
             title = f"({letter}) T = {steps}, K = {trunc}"
@@ -231,19 +243,18 @@ class Figure5(_Grid):
             panels.append(panel)
             for method in METHODS:
                 spec = _run_spec(plan, method, steps, trunc)
-                records = outcomes[spec.name].records()
+                records = outcomes[spec.name].records(StepRecord)
                 if not records:
                     continue
                 assert isinstance(spec.recipe, Recipe)
                 experiment = Experiment(spec.recipe, plan.data_root)
-                meta_step = records[-1]["meta_step"]
-                theta = experiment.problem(meta_step).theta_of(records[-1]["hyperparameters"])
+                meta_step = records[-1].meta_step
+                theta = experiment.problem(meta_step).theta_of(_finite(records[-1]))
                 for t, loss in experiment.inner_curve(meta_step, theta, points=100):
                     if loss > 0:
                         panel.add(method, t, math.log10(loss))
-                last[steps, trunc, method] = math.log10(records[-1]["meta_loss"])
+                last[steps, trunc, method] = math.log10(records[-1].meta_loss)
             rows += panel.rows({"T": steps, "K": trunc})
-        draw_panels(picture, self.title, panels, columns=4, note=self.scale(plan))
         gaps = [
             loss - last[steps, trunc, "bptt"]
             for (steps, trunc, method), loss in last.items()
@@ -269,7 +280,7 @@ class Figure5(_Grid):
             ]
             for steps, trunc in self.grid(plan)
         ]
-        return Finding(rows, held, verdict, columns, lines)
+        return Finding(rows, held, verdict, columns, lines, Panels(panels))
 
 
 class Figure6(Artifact):
@@ -300,25 +311,19 @@ class Figure6(Artifact):
         """Two of Figure 4's."""
         return [_run_spec(plan, method, *self._at(plan)) for method in self.methods]
 
-    def finding(self, plan: Plan, outcomes: Mapping[str, Outcome], picture: Path) -> Finding:
+    def finding(self, plan: Plan, outcomes: Mapping[str, Outcome]) -> Finding:
         """A panel a meta step; how far the weights still travel near the end, as a row."""
-        import torch
-        from sklearn.decomposition import PCA
-        from sklearn.manifold import TSNE
-
-        from hyperrbp.experiments.experiment import Experiment
-
         panels: dict[str, dict[str, Any]] = {}
-        rows: list[dict[str, Any]] = []
+        rows: list[Row] = []
         for meta_step in self._meta_steps(plan):
             paths = {}
             for spec, method in zip(self.run_specs(plan), self.methods, strict=True):
-                records = outcomes[spec.name].records()
+                records = outcomes[spec.name].records(StepRecord)
                 if len(records) <= meta_step:
                     continue
                 assert isinstance(spec.recipe, Recipe)
                 problem = Experiment(spec.recipe, plan.data_root).problem(meta_step)
-                theta = problem.theta_of(records[meta_step]["hyperparameters"])
+                theta = problem.theta_of(_finite(records[meta_step]))
                 stride = max(1, problem.steps // self.points)
                 kept = [problem.initial_state(theta)[: problem.weights].clone()]
                 states = problem.states(theta, 0, problem.steps, problem.initial_state(theta))
@@ -334,7 +339,7 @@ class Figure6(Artifact):
                     {
                         "meta_step": meta_step,
                         "method": method,
-                        "meta_loss": records[meta_step]["meta_loss"],
+                        "meta_loss": records[meta_step].meta_loss,
                         "late_path_length": travelled,
                         "late_displacement": float((late[-1] - late[0]).norm()),
                         "late_path_over_all": travelled
@@ -354,7 +359,6 @@ class Figure6(Artifact):
                 panel[method] = flat[start : start + len(path)]
                 start += len(path)
             panels[f"meta step {meta_step}"] = panel
-        draw_scatter(picture, self.title, panels, note=self.scale(plan))
         at_end = {r["method"]: r for r in rows if r["meta_step"] == self._meta_steps(plan)[-1]}
         held = None
         verdict = "not run"
@@ -377,4 +381,4 @@ class Figure6(Artifact):
             ]
             for r in rows
         ]
-        return Finding(rows, held, verdict, columns, lines)
+        return Finding(rows, held, verdict, columns, lines, Paths(panels))

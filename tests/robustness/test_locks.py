@@ -26,8 +26,9 @@ from hyperrbp.config.loading import parse, parse_any
 from hyperrbp.exceptions import DataError, LockError
 from hyperrbp.experiments.run_folder import open_run
 from hyperrbp.experiments.tune import tune_recipe
-from hyperrbp.paper.artifact import Plan
-from hyperrbp.paper.run_specs import CompareSpec, TrainSpec, TuneSpec, Watch
+from hyperrbp.paper.plan import Plan
+from hyperrbp.paper.run_specs import CompareSpec, TrainSpec, TuneSpec
+from hyperrbp.runtime.callbacks import ignore
 from hyperrbp.runtime.locks import LOCK, held
 
 TUNING = tuning_text(meta__steps=1)
@@ -299,4 +300,4 @@ def test_a_run_spec_of_a_reproduction_refuses_a_folder_in_use(tmp_path, spec):
         held_elsewhere(tmp_path / "reproduced") as owner,
         pytest.raises(LockError, match=f" {owner} "),
     ):
-        one.outcome(tmp_path, Plan(quick=True, device="cpu"), Watch())
+        one.outcome(tmp_path, Plan(quick=True, device="cpu"), ignore)
