@@ -3,33 +3,19 @@
 from __future__ import annotations
 
 import json
-import time
 
 import pytest
 import torch
 import yaml
 from commands import assert_refused, run
 from factories import memory_text, tuning_text
-from runs import StopsAt, records_of, result_of
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from runs import StopsAt, result_of
 
 from hyperrbp.config import presets
 from hyperrbp.config.loading import read_any
 from hyperrbp.experiments.checkpoint import read_tensors
-from hyperrbp.experiments.results.document import Measured
-from hyperrbp.experiments.results.records import (
-    EpochGradient,
-    EpochRecord,
-    PenaltyRecord,
-    TrainingStepRecord,
-)
-from hyperrbp.experiments.results.train import InnerRunResult
 from hyperrbp.experiments.train import train_recipe
 from hyperrbp.experiments.trainers.equilibrium import EquilibriumTrainer
-from hyperrbp.hypergradients.method import Status
-from hyperrbp.reporting.results import training_page
-from hyperrbp.reporting.training import facts
-from hyperrbp.reporting.training_tensorboard import TrainingBoard, mosaic, scalars
 
 MEMORY = memory_text(training__epochs=4, training__validate_every=2)
 INNER = tuning_text(meta__steps=1)
@@ -199,122 +185,6 @@ def test_an_unfinished_run_says_how_to_go_on(elsewhere):
     result = json.loads(done.stdout)
     for key in ("best", "test", "epochs", "method"):
         assert result[key] == whole[key]
-
-
-# --- TensorBoard ---------------------------------------------------------------------------------
-
-
-def events_of(folder):
-    events = EventAccumulator(str(folder / "events"), size_guidance={"images": 0, "scalars": 0})
-    events.Reload()
-    return events
-
-
-def test_what_is_on_tensorboard(elsewhere):
-    recipe = read_any(elsewhere / "memory.yaml")
-    with pytest.raises(KeyboardInterrupt):
-        train_recipe(recipe, elsewhere / "run", callbacks=[TrainingBoard(), StopsAt(4)])
-    time.sleep(1.1)  # event files are named by the second
-    train_recipe(recipe, elsewhere / "run", resume=True, callbacks=[TrainingBoard()])
-    events = events_of(elsewhere / "run")
-    records = records_of(elsewhere / "run")
-    loss = events.Scalars("training/loss")
-    assert [event.step for event in loss] == [0, 1, 2, 3, 4]
-    assert [event.value for event in loss] == pytest.approx([r["loss"] for r in records])
-    tags = set(events.Tags()["scalars"])
-    assert {
-        "training/loss", "validation/loss", "validation/pixel_error", "gradient/norm",
-        "gradient/residual", "gradient/steady_state_residual", "gradient/products",
-        "seconds/inference", "seconds/gradient", "seconds/update", "seconds/validation",
-    } <= tags  # fmt: skip
-    for tag in tags:
-        steps = [event.step for event in events.Scalars(tag)]
-        if tag.startswith("validation/"):
-            assert steps == [0, 2, 4]
-        if tag.startswith("gradient/"):
-            assert steps == [1, 2, 3, 4]
-        assert len(set(steps)) == len(steps)
-    (image,) = events.Tags()["images"]
-    assert image == "original, corrupted, retrieved"
-    images = events.Images(image)
-    assert [event.step for event in images] == [0, 2, 4]
-    assert (images[0].height, images[0].width) == (3 * 9 + 1, 2 * 9 + 1)
-    for epoch in (0, 2, 4):
-        inference = EventAccumulator(
-            str(elsewhere / "run" / "events" / f"inference_at_epoch_{epoch}")
-        )
-        inference.Reload()
-        for key in ("change_norms", "energy"):
-            points = inference.Scalars(f"inference/{key}")
-            assert [event.step for event in points] == [1, 2, 3, 4, 5]
-            assert [event.value for event in points] == pytest.approx(records[epoch][key])
-
-
-@pytest.mark.parametrize(("file", "stop"), [("memory.yaml", 0), ("inner.yaml", 4)])
-def test_tensorboard_after_a_stop_before_the_first_checkpoint(elsewhere, file, stop):
-    recipe = read_any(elsewhere / file)
-    with pytest.raises(KeyboardInterrupt):
-        train_recipe(recipe, elsewhere / "run", callbacks=[TrainingBoard(), StopsAt(stop)])
-    time.sleep(1.1)
-    train_recipe(recipe, elsewhere / "run", resume=True, callbacks=[TrainingBoard()])
-    steps = [event.step for event in events_of(elsewhere / "run").Scalars("training/loss")]
-    assert steps == list(range(len(records_of(elsewhere / "run"))))
-
-
-def measured(**seconds: float) -> Measured:
-    return Measured.until_now(seconds, {phase: {"process": 64} for phase in seconds})
-
-
-def test_a_record_as_scalars_and_as_words():
-    record = EpochRecord(
-        epoch=3,
-        loss=0.5,
-        validation={"loss": 0.25, "pixel_error": 0.125},
-        gradient=EpochGradient(norm=2.0, status=Status.CONVERGED, products=7),
-        penalty=PenaltyRecord(value=0.1, quantity=1.5, error=None, exact=True, products=9),
-        measured=measured(update=1.5),
-    )
-    assert scalars(record) == {
-        "training/loss": 0.5,
-        "validation/loss": 0.25,
-        "validation/pixel_error": 0.125,
-        "gradient/norm": 2.0,
-        "gradient/products": 7.0,
-        "penalty/value": 0.1,
-        "penalty/quantity": 1.5,
-        "penalty/products": 9.0,
-        "seconds/update": 1.5,
-        "peak_bytes_update/process": 64,
-    }
-    assert facts(record) == [
-        ("loss", "0.5"), ("validation", "0.25"), ("pixel-error", "12.50%"),
-        ("gradient", "converged, norm 2"), ("penalty", "0.1 (of 1.5)"), ("seconds", "1.50"),
-    ]  # fmt: skip
-    penalty = record.penalty.model_copy(update={"error": 0.25})
-    assert ("penalty", "0.1 (of 1.5 ± 0.25)") in facts(
-        record.model_copy(update={"penalty": penalty})
-    )
-    inner = TrainingStepRecord(step=4, meta_loss=2.0, measured=measured())
-    assert scalars(inner) == {"training/loss": 2.0}
-    failed = RESULT.model_copy(update={"status": "epoch 3: bad"})
-    assert training_page(failed).row_count == 1 + training_page(RESULT).row_count
-
-
-RESULT = InnerRunResult(
-    status="done", meta_loss=1.0, heldout={"loss": 1.0, "accuracy": 0.5}, train_steps=3,
-    seconds=1.0, peak_bytes=5, device="cpu", weights="w", seed=1, wall_seconds=1.0, run_folder=".",
-    inexact_resumes=[], environment={}, hyperparameters={},
-)  # fmt: skip
-
-
-def test_a_mosaic_has_gaps():
-    rows = torch.stack([torch.zeros(3, 2, 4), torch.ones(3, 2, 4)])
-    grid = mosaic(rows)
-    assert grid.shape == (2 * 3 + 1, 3 * 5 + 1)
-    assert not grid[1:3, 1:5].any()
-    assert (grid[4:6, 11:15] == 1).all()
-    assert set(grid[0].tolist()) == set(grid[3].tolist()) == {0.5}
-    assert (grid == 0.5).sum() == grid.numel() - rows.numel()
 
 
 def test_built_in_recipes_are_listed():

@@ -194,7 +194,7 @@ def test_the_answer_says_what_diverged_and_what_stopped_early(everything):
     assert "held-out" not in shown(tuning_page(result.model_copy(update={"test": None})))
 
 
-def test_the_live_panel_has_every_kind(everything):
+def test_the_state_table_has_every_kind(everything):
     record = records_of(everything)[1]
     panel = shown(state_table([1.0, 0.9], everything.records(StepRecord)[1]))
     for kind in COUNTS:
@@ -268,7 +268,7 @@ def test_a_figure_has_an_axis_for_each_tuned_kind(everything, tmp_path, monkeypa
     plt.close(kept[0])
 
 
-def test_curves_too_many_to_tell_apart_are_a_band(tmp_path, monkeypatch):
+def test_very_many_curves_are_a_band(tmp_path, monkeypatch):
     changes = {
         "hyperparameters.learning_rate": {"by": "tensor", "segments": 10},
         "hyperparameters.weight_decay": None,

@@ -94,7 +94,7 @@ def by_hand(experiment, theta, number):
 
 
 @pytest.mark.parametrize("seeds", [0, 1, 4])
-def test_the_answer_is_tested_from_other_draws_on_the_held_out_examples(tmp_path, seeds):
+def test_the_answer_is_tested_on_replicates_and_held_out_examples(tmp_path, seeds):
     kept = Keeps()
     result = as_json(
         tune_recipe(
@@ -136,7 +136,7 @@ def test_the_answer_is_tested_from_other_draws_on_the_held_out_examples(tmp_path
 
 
 @pytest.mark.parametrize("fresh", [False, True])
-def test_no_draw_of_the_test_is_one_of_a_meta_step(fresh):
+def test_no_replicate_is_the_inner_run_of_a_meta_step(fresh):
     experiment = Experiment(tiny(**{"inner.fresh": fresh}))
     problems = [experiment.problem(step) for step in range(20)]
     problems += [experiment.replicate(number) for number in range(20)]
@@ -198,10 +198,10 @@ def test_a_run_out_of_patience_is_done_and_says_when(tmp_path):
         assert outcome(tmp_path / f"cut{at}") == truth
 
 
-# --- draws, folders and curves -------------------------------------------------------------------
+# --- samples, folders and curves -----------------------------------------------------------------
 
 
-def test_fresh_draws_new_weights_and_batches_each_meta_step():
+def test_a_fresh_inner_run_has_new_weights_and_batches_each_meta_step():
     experiment = Experiment(tiny(**{"inner.fresh": True}))
     first = experiment.problem(0)
     start, batch = first.initial_state(), first.input(0).targets
@@ -328,11 +328,11 @@ def test_tensorboard_has_every_curve(tmp_path):
         assert points[-1].value < points[0].value
 
 
-def test_observers_change_no_bit(tmp_path):
+def test_callbacks_change_no_bit(tmp_path):
     """Records, result and checkpoint with TensorBoard and without, to the bit.
 
     Catches an observer that writes into what it is shown.
     """
-    tune_recipe(tiny(), tmp_path / "watched", callbacks=[TensorBoard()])
+    tune_recipe(tiny(), tmp_path / "followed", callbacks=[TensorBoard()])
     tune_recipe(tiny(), tmp_path / "bare")
-    assert outcome(tmp_path / "watched") == outcome(tmp_path / "bare")
+    assert outcome(tmp_path / "followed") == outcome(tmp_path / "bare")

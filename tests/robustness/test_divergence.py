@@ -92,7 +92,7 @@ def settings_of(method: str) -> GradientSettings:
 
 
 @contextmanager
-def adam_watched(overflow: float = 0.0) -> Iterator[list[torch.Tensor]]:
+def spied_adam(overflow: float = 0.0) -> Iterator[list[torch.Tensor]]:
     """The gradients that reach Adam; each, its moments and θ are seen to be finite.
 
     From the bad step on, Adam may overflow: it leaves something else in θ.
@@ -154,7 +154,7 @@ def test_nothing_non_finite_reaches_adam_or_the_state(method, site, value):
         lambda n: broken if n == BAD else healthy, state, settings_of(method), AdamSettings(5, RATE)
     )
     with (
-        adam_watched(value if site == "update" else 0.0) as reached,
+        spied_adam(value if site == "update" else 0.0) as reached,
         pytest.raises(DivergedError, match=rf"^meta step {BAD}: the {SITES[site]} is not finite$"),
     ):
         evaluated.extend(step.meta_step for step in run)
@@ -218,7 +218,10 @@ def test_a_solver_that_overflowed_moves_nothing(method):
     problem, theta = random_linear(steps=1)
     problem.A = 1e200 * problem.A
     state = AdamState(theta.clone())
-    with adam_watched() as reached, pytest.raises(DivergedError, match=r"^meta step 0: the hyperg"):
+    with (
+        spied_adam() as reached,
+        pytest.raises(DivergedError, match=r"^meta step 0: the hyperg"),
+    ):
         list(descend(problem, state, GradientSettings(method, 10), AdamSettings(3, RATE)))
     assert not reached
     assert state.state_dict() == AdamState(theta).state_dict()
@@ -254,7 +257,7 @@ def test_it_goes_on_from_the_best_with_half_the_step_and_a_new_adam(site, times,
     before = snapshots("bptt")[BAD - 1]
     state = AdamState(theta.clone())
     meta = AdamSettings(6, RATE, decay=0.25, decay_from=4, max_rollbacks=3)
-    with caplog.at_level(logging.WARNING, "hyperrbp"), adam_watched():
+    with caplog.at_level(logging.WARNING, "hyperrbp"), spied_adam():
         steps = list(descend(once(site, value, times), state, settings_of("bptt"), meta))
     assert [step.meta_step for step in steps] == list(range(7))
     best = torch.tensor(before["best_theta"], dtype=theta.dtype)
@@ -305,7 +308,7 @@ def test_it_goes_back_so_often_and_then_stops(site, allowed, caplog):
     overflow = math.nan if site == "update" else 0.0
     reason = f"meta step {BAD}: the {SITES[site]} is not finite"
     after = f", after {allowed} rollbacks" if allowed else ""
-    with pytest.raises(DivergedError, match=f"^{reason}{after}$"), adam_watched(overflow):
+    with pytest.raises(DivergedError, match=f"^{reason}{after}$"), spied_adam(overflow):
         list(descend(problem, state, settings_of("neumann"), meta))
     assert tries == allowed + 1
     assert [back["meta_step"] for back in state.rollbacks] == [BAD] * allowed
@@ -492,8 +495,8 @@ def test_a_meta_step_far_too_long_ends_well_with_rollback(tmp_path):
     assert [record["meta_step"] for record in records] == list(range(13))
     assert bests[1]["meta_loss"] == min(record["meta_loss"] for record in records)
     assert bests[1]["meta_loss"] < records[0]["meta_loss"]
-    told = [back for record in records for back in record.get("rollbacks", [])]
-    assert told == rollbacks
+    recorded = [back for record in records for back in record.get("rollbacks", [])]
+    assert recorded == rollbacks
     assert all(a["meta_step"] <= b["meta_step"] for a, b in pairwise(rollbacks))
 
 

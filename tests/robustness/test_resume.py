@@ -197,7 +197,7 @@ def test_a_resume_with_another_recipe_is_refused(tmp_path, begun, key):
     assert content(folder) == before
 
 
-def test_a_resume_with_another_walk_is_refused(tmp_path):
+def test_a_resume_with_another_optimizer_is_refused(tmp_path):
     begun = tiny(**{"meta.decay": None})
     with pytest.raises(KeyboardInterrupt):
         tune_recipe(begun, tmp_path / "run", callbacks=[StopsAfter(1)])
@@ -312,7 +312,7 @@ def test_a_run_that_moves_twice_says_both(tmp_path, begun):
     assert result["inexact_resumes"] == [first, second]
 
 
-def test_device_and_threads_are_the_checkpoints_to_watch(tmp_path, begun, whole):
+def test_device_and_threads_are_compared_with_the_checkpoint(tmp_path, begun, whole):
     """Another number of threads is refused like any other move; a device that comes to the same
     (cpu for auto) is no change.
 

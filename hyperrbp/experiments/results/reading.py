@@ -60,6 +60,8 @@ def _read(adapter: TypeAdapter[Any], text: str, expected: type[D], fault: str) -
         found = adapter.validate_json(text)
     except ValidationError as error:
         raise CheckpointError(f"{fault} ({_in_one_line(error)})") from None
+    if "schema_version" not in found.model_fields_set:
+        raise CheckpointError(f"{fault} (schema_version: Field required)")
     if not isinstance(found, expected):
         raise CheckpointError(f"{fault} (it is of the kind {found.kind})")
     return found
