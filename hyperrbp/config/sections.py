@@ -37,8 +37,8 @@ class DataSection(Section):
     )
     shape: Literal["auto", "flat", "image", "own"] = Field(
         "auto",
-        description="shape of an input: flat, (features,) | image, (C, H, W) | own, as the data have it |"
-        " auto: what the network takes, flat for code",
+        description="shape of an input: flat, (features,) | image, (C, H, W) | own, as the data have it"
+        " | auto: what the network takes, flat for code",
     )
     train_examples: int | None = Field(
         None, ge=1, description="use only so many training examples, the first ones; null: all"
@@ -164,8 +164,8 @@ class MetaSection(Section):
     steps: int = Field(30, ge=1, le=10**7, description="meta steps")
     optimizer: OptimizerName = Field(
         ADAM,
-        description="adam, the paper's, from the recipe's start | gradient: steps of adaptive length"
-        " along the gradient of the log loss | surrogate: a local model of the loss, without"
+        description="adam, the paper's, from the recipe's start | gradient: steps of adaptive"
+        " length along the gradient of the log loss | surrogate: a local model of the loss, without"
         " gradients | both: the gradient, and the surrogate where it fails. All but adam begin at"
         " the best point of a screening, and stay in the box",
     )
