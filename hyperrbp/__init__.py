@@ -1,7 +1,7 @@
 """hyperrbp: the gradient of a whole training run, what it costs, and a tuner that follows it.
 
 The public names and their modules stand in ``__init__.pyi``, for type checkers and for
-:mod:`lazy_loader` alike: importing this package imports no numerics until one is used.
+``lazy_loader`` alike: importing this package imports no numerics until one is used.
 """
 
 from lazy_loader import attach_stub

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def tuning_recipe(
     name: str, settings: Sequence[str] | None, overrides: Sequence[Override], run_code: bool
 ) -> Recipe:
-    """Read a recipe that can be tuned; see :func:`any_recipe`."""
+    """Read a recipe that can be tuned; see ``any_recipe``."""
     from hyperrbp.config.loading import read
 
     file = presets.find(name)

@@ -40,7 +40,7 @@ def read(path: Path, overrides: Sequence[Override] = ()) -> Recipe:
 
 
 def read_any(path: Path, overrides: Sequence[Override] = ()) -> BaseRecipe:
-    """Read the recipe in a file, of whatever kind; see :func:`read`."""
+    """Read the recipe in a file, of whatever kind; see ``read``."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -55,7 +55,7 @@ def read_any(path: Path, overrides: Sequence[Override] = ()) -> BaseRecipe:
 def parse(
     text: str, *, source: str = "recipe", name: str = "recipe", overrides: Sequence[Override] = ()
 ) -> Recipe:
-    """Read the tuning recipe in a text; see :func:`parse_any`."""
+    """Read the tuning recipe in a text; see ``parse_any``."""
     recipe = parse_any(text, source=source, name=name, overrides=overrides)
     return _tuning(recipe, source)
 

@@ -46,7 +46,7 @@ class Recipe(BaseRecipe):
                 yield key, user_code.described(name)
 
     def located(self, folder: Callable[[str], Path]) -> Self:
-        """Return the same recipe with absolute paths; see :meth:`BaseRecipe.located`."""
+        """Return the same recipe with absolute paths; see ``BaseRecipe.located``."""
         data, model, inner = self.data, self.model, self.inner
         if data.name not in BUILTIN_SETS:
             name = sources.located(data.name, folder("data.name"))

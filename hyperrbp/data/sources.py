@@ -48,7 +48,7 @@ class ArrayFile:
     """Where the colours of an image stand: (C, H, W) or (H, W, C)."""
 
     def load(self, name: str, root: Path, download: bool) -> DataSet:
-        """Load the data set; see :class:`Source`."""
+        """Load the data set; see ``Source``."""
         from hyperrbp.data.npz import load_npz
 
         return load_npz(Path(name), self.heldout, self.channels)
@@ -67,7 +67,7 @@ class ImageFolder:
     heldout: _HeldOut = 0.2
 
     def load(self, name: str, root: Path, download: bool) -> DataSet:
-        """Load the data set; see :class:`Source`."""
+        """Load the data set; see ``Source``."""
         from hyperrbp.data.images import load_folder
 
         return load_folder(Path(name), self.size, self.colors, self.heldout)
@@ -85,7 +85,7 @@ class TorchvisionSet:
     """Which of EMNIST's six sets; the others have one each."""
 
     def load(self, name: str, root: Path, download: bool) -> DataSet:
-        """Load the data set; see :class:`Source`."""
+        """Load the data set; see ``Source``."""
         from hyperrbp.data.torchvision_sets import load_torchvision_set
 
         kind = name.removeprefix(TORCHVISION)
@@ -100,7 +100,7 @@ class Code:
     modules: user_code.Modules
 
     def load(self, name: str, root: Path, download: bool) -> DataSet:
-        """Load the data set; see :class:`Source`."""
+        """Load the data set; see ``Source``."""
         from hyperrbp.data.from_code import load_from_code
 
         return load_from_code(name, self.arguments, self.modules)

@@ -76,7 +76,7 @@ def benchmark(
 
     Args:
         recipe: a validated recipe.
-        names: from :func:`hyperrbp.experiments.optimizer_runs.resolve_names`; ours is the first.
+        names: from ``hyperrbp.experiments.optimizer_runs.resolve_names``; ours is the first.
         budget: seconds for each optimizer and seed; what ends after them does not count.
         seeds: how many.
         data_root: where data sets live.

@@ -65,7 +65,7 @@ def compare(
 
     Args:
         recipe: a validated recipe.
-        specs: from :func:`hyperrbp.experiments.method_specs.method_specs`.
+        specs: from ``hyperrbp.experiments.method_specs.method_specs``.
         repeats: how often each is timed, after a warm-up.
         data_root: where data sets live.
         force: also run what should need more memory than there is.

@@ -36,7 +36,7 @@ class Experiment:
 
     Args:
         recipe: what to build.
-        root: the data root; see :func:`hyperrbp.data.builtin.data_root`.
+        root: the data root; see ``hyperrbp.data.builtin.data_root``.
 
     Raises:
         DeviceError: if the recipe asks for a device that is not there.

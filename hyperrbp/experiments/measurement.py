@@ -161,7 +161,7 @@ def clock(
 ) -> None:
     """Send the seconds of every phase of every spec in turn, after a warm-up.
 
-    Every :class:`Timing` comes after a :class:`TimingBegun`.
+    Every ``Timing`` comes after a ``TimingBegun``.
     """
     experiment = Experiment(recipe, data_root)
     experiment.problem().prepare(experiment.theta)

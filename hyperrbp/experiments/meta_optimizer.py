@@ -33,7 +33,7 @@ def meta_optimizer(
 
     Args:
         experiment: what is tuned.
-        name: a key of :data:`hyperrbp.optimizers.OPTIMIZERS`; the recipe's own if not given.
+        name: a key of ``hyperrbp.optimizers.OPTIMIZERS``; the recipe's own if not given.
         steps: meta steps, in place of the recipe's ``meta.steps``; Optuna's searches have no end.
         report: receives the progress of a screening.
     """

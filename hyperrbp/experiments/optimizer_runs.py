@@ -41,7 +41,7 @@ class OptimizerSpec:
     evaluations: Callable[[Experiment], Iterator[Evaluation]]
     """Yields evaluations for as long as they are wanted."""
     sampler: str | None = None
-    """The sampler of :mod:`hyperrbp.optimizers.optuna_samplers` that it needs."""
+    """The sampler of ``hyperrbp.optimizers.optuna_samplers`` that it needs."""
 
 
 def _evaluations(name: str | None, experiment: Experiment) -> Iterator[Evaluation]:
@@ -161,7 +161,7 @@ class Score:
         in_box: bool | None = None,
         heldout_accuracy: float | None = None,
     ) -> BenchmarkRun:
-        """Return the run; see :class:`BenchmarkRun` for what is known of the best θ."""
+        """Return the run; see ``BenchmarkRun`` for what is known of the best θ."""
         return BenchmarkRun(
             optimizer=optimizer,
             seed=seed,
@@ -254,9 +254,9 @@ def run_optimizer(
     Args:
         recipe: whose inner run is tuned, with its seed.
         data_root: where data sets live.
-        name: a key of :data:`OPTIMIZER_SPECS`.
+        name: a key of ``OPTIMIZER_SPECS``.
         budget: in seconds.
-        send: receives an :class:`EvaluationEnded` for each that counts.
+        send: receives an ``EvaluationEnded`` for each that counts.
     """
     from hyperrbp.experiments.experiment import Experiment
 

@@ -52,7 +52,7 @@ def train_recipe(
         recipe: of a network with a convergent part; or a tuning recipe, whose inner network is
             trained.
         out: the run folder, or one that is open; ``runs/<recipe>-<UTC time>`` if not given.
-        hyperparameters: of an inner network; see :class:`InnerRunTrainer`.
+        hyperparameters: of an inner network; see ``InnerRunTrainer``.
         data_root: where data sets live.
         resume: go on with the run in ``out``.
         inexact_resume: also where versions, threads or device are others than they were.
@@ -62,7 +62,7 @@ def train_recipe(
         UsageError: if the folder or the hyperparameters cannot be used.
         LockError: if another process is using the folder.
         DivergedError: if the training turns non-finite; the folder then holds the best so far.
-        HyperrbpError: any other failure of :mod:`hyperrbp.exceptions`.
+        HyperrbpError: any other failure of ``hyperrbp.exceptions``.
     """
     with open_run(out or default_folder(recipe.name), resume) as folder:
         if resume:

@@ -80,7 +80,7 @@ def tune_recipe(
         UsageError: if the folder cannot be used.
         LockError: if another process is using it.
         DivergedError: if the run turns non-finite; the folder then holds the best so far.
-        HyperrbpError: any other failure of :mod:`hyperrbp.exceptions`.
+        HyperrbpError: any other failure of ``hyperrbp.exceptions``.
     """
     with open_run(out or default_folder(recipe.name), resume) as folder:
         if resume:

@@ -64,7 +64,7 @@ def hypergradient(
         problem: what is run; its state has shape (n,).
         theta: the parameters, shape (p,).
         method: a registered name, or a method object.
-        trunc: K; how it counts for each method is stated in :mod:`hyperrbp.hypergradients.method`.
+        trunc: K; how it counts for each method is stated in ``hyperrbp.hypergradients.method``.
         averaging: over which minibatches; the default uses the last one only.
         options: keyword arguments of the method, when it is given by name.
         seed: of what a method samples (the first guess of RBP).
@@ -117,7 +117,7 @@ def make_task(
     seed: int = 0,
     step: int = 0,
 ) -> Task:
-    """Return what a method is to differentiate; see :func:`hypergradient`.
+    """Return what a method is to differentiate; see ``hypergradient``.
 
     Raises:
         UsageError: for a run too short for what is asked.

@@ -21,7 +21,7 @@ from hyperrbp.problems.fixed_point import FixedPoint, Flattened, Parameters, Str
 
 @dataclass
 class Diagnosis:
-    """How a backward pass went; one that is given to :func:`steady_state` is filled by it."""
+    """How a backward pass went; one that is given to ``steady_state`` is filled by it."""
 
     status: Status | None = None
     """How the gradient came to its end; None before the first backward pass."""
@@ -65,10 +65,10 @@ def steady_state(
         params: a tensor, or a list or mapping of tensors; F gets them in the same form.
         x: whatever else F takes; the gradient reaches a tensor, and those in a list or mapping.
         method: ``neumann``, ``rbp``, ``cg``, ``tbptt``, ``bptt``, or a method object.
-        steps: K; how it counts for each method is stated in :mod:`hyperrbp.hypergradients.method`.
+        steps: K; how it counts for each method is stated in ``hyperrbp.hypergradients.method``.
         updates: T.
         settled: the relative change of the state at which the remaining updates are taken as done;
-            see :class:`~hyperrbp.problems.fixed_point.FixedPoint`.
+            see ``hyperrbp.problems.fixed_point.FixedPoint``.
         options: of a method given by name.
         seed: of what the method samples (the first guess of ``rbp``).
         diagnosis: filled by the backward pass.

@@ -187,8 +187,8 @@ def choose(field: Sequence[Candidate], exact: Candidate) -> Choice:
     """Choose the candidate of most merit, if trusted and much cheaper than the exact one.
 
     Args:
-        field: from :func:`evaluate`; the first is kept unless another is worth the change.
-        exact: from :func:`exact_candidate`.
+        field: from ``evaluate``; the first is kept unless another is worth the change.
+        exact: from ``exact_candidate``.
     """
     trusted = [each for each in field if each.verdict.trusted]
     cheap = [each for each in trusted if each.work * CHEAPER <= exact.work]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GradientSettings:
-    """The arguments of :func:`hypergradient` that stay the same from meta step to meta step."""
+    """The arguments of ``hypergradient`` that stay the same from meta step to meta step."""
 
     method: str | Method = "neumann"
     trunc: int = 50
@@ -27,7 +27,7 @@ class GradientSettings:
     def hypergradient(
         self, problem: Problem, theta: Tensor, *, seed: int, step: int = 0, phase: Phase = unmetered
     ) -> Hypergradient:
-        """Run the problem at θ and differentiate its last loss; see :func:`hypergradient`."""
+        """Run the problem at θ and differentiate its last loss; see ``hypergradient``."""
         return hypergradient(
             problem,
             theta,

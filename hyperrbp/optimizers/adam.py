@@ -220,7 +220,7 @@ def descend(
         seed: of what the gradient method samples.
 
     Raises:
-        DivergedError: see :meth:`Adam.step`.
+        DivergedError: see ``Adam.step``.
     """
     adam = Adam(gradient, settings, seed=seed)
     state = theta if isinstance(theta, AdamState) else adam.init(theta)

@@ -23,7 +23,7 @@ EVERY = 20
 
 
 class AutoMethod:
-    """Selects a gradient method for :class:`~hyperrbp.optimizers.adam.Adam`.
+    """Selects a gradient method for ``hyperrbp.optimizers.adam.Adam``.
 
     It selects by counted work and by agreement, both of which a repeated run finds again, and a
     resumed one reads its last choice from the state.

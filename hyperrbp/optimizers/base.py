@@ -95,7 +95,7 @@ class OptimizerState:
 
     @classmethod
     def from_state_dict(cls, content: Mapping[str, Any], like: Tensor) -> Self:
-        """Restore what :meth:`state_dict` returned, in the dtype and on the device of ``like``.
+        """Restore what ``state_dict`` returned, in the dtype and on the device of ``like``.
 
         Raises:
             KeyError, TypeError, ValueError: if the content is not of this version.
@@ -147,7 +147,7 @@ class Optimizer(ABC, Generic[State]):
         return self.state_class(theta.detach().clone())
 
     def restore(self, content: Mapping[str, Any], like: Tensor) -> State:
-        """Return the state whose ``state_dict`` is given; see :meth:`OptimizerState`."""
+        """Return the state whose ``state_dict`` is given; see ``OptimizerState``."""
         return self.state_class.from_state_dict(content, like)
 
     @abstractmethod

@@ -70,7 +70,7 @@ class OptunaSearch(Optimizer[SearchState]):
 
     Args:
         box: the lowest and the highest θ, shape (p,) each.
-        sampler_name: a name in :data:`.optuna_samplers.SAMPLERS`.
+        sampler_name: a name in ``.optuna_samplers.SAMPLERS``.
         seed: of what the sampler samples.
 
     Raises:

@@ -46,7 +46,7 @@ class Surrogate:
 
         Args:
             tried: m points of p coordinates.
-            scores: their log losses, by :func:`log_loss`; infinite for what was given up.
+            scores: their log losses, by ``log_loss``; infinite for what was given up.
             radius: half the side of the trust region.
             turn: how many proposals there were before.
             source: of the random numbers.

@@ -1,11 +1,11 @@
 """A search in a box that screens first and then leaves the best, by gradient or by local model.
 
-1. Screening: the start and points of a Sobol sequence, by :mod:`.successive_halving`; then the
+1. Screening: the start and points of a Sobol sequence, by ``.successive_halving``; then the
    survivors are run to their end.
 2. Gradient steps, from every new best: of a length that doubles when the loss falls and halves
    when it does not, along the hypergradient of the log loss, which is not computed again after a
    failure.
-3. Where these fail, or are not asked for: proposals of a :class:`~.surrogate.Surrogate` in a trust
+3. Where these fail, or are not asked for: proposals of a ``.surrogate.Surrogate`` in a trust
    region around the best.
 
 Every run that is not promising is given up on its way.

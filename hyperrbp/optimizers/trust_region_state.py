@@ -65,7 +65,7 @@ class TrustRegionState(OptimizerState):
     points: list[Point] = field(default_factory=list)
     """What was tried, in the unit cube."""
     scores: list[float] = field(default_factory=list)
-    """Their log losses, by :func:`log_loss`; infinite for what was given up."""
+    """Their log losses, by ``log_loss``; infinite for what was given up."""
     midway: list[tuple[float, float]] = field(default_factory=list)
     """(score at T, score at T/3) of whole runs."""
     survivors: list[Point] | None = None
@@ -73,7 +73,7 @@ class TrustRegionState(OptimizerState):
     screened: int = 0
     """Whole runs of the screening that have ended."""
     direction: list[float] | None = None
-    """The gradient at the best, of unit length, by :meth:`TrustRegion._gradient_at_best`."""
+    """The gradient at the best, of unit length, by ``TrustRegion._gradient_at_best``."""
     step: float = 0.0
     misses: int = 0
     radius: float = 0.0
@@ -96,7 +96,7 @@ class TrustRegionState(OptimizerState):
 
     @classmethod
     def from_state_dict(cls, content: Mapping[str, Any], like: Tensor) -> Self:
-        """Restore what :meth:`state_dict` returned; see :class:`OptimizerState`."""
+        """Restore what ``state_dict`` returned; see ``OptimizerState``."""
         state = super().from_state_dict(content, like)
         state.scores = [GIVEN_UP if score is None else score for score in state.scores]
         state.midway = [(end, middle) for end, middle in state.midway]

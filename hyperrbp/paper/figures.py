@@ -1,4 +1,4 @@
-"""What the figures of the paper show, as numbers; :mod:`hyperrbp.paper.drawing` draws it."""
+"""What the figures of the paper show, as numbers; ``hyperrbp.paper.drawing`` draws it."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ def reproduce(
     JSON.
 
     Args:
-        names: keys of :data:`ARTIFACTS`.
+        names: keys of ``ARTIFACTS``.
         plan: at what size, and on what.
         out: where to.
         callback: receives the progress of every run, and the run when it is finished.

@@ -89,7 +89,7 @@ class FixedPoint(Problem):
     Args:
         update: F, differentiable in the state and the parameters, which it leaves as they are.
         h0: the state to begin with, of any shape; n is its number of elements.
-        parameters: θ, p numbers in all; their values here are those of :meth:`initial_theta`.
+        parameters: θ, p numbers in all; their values here are those of ``initial_theta``.
         x: the input of every update, whatever F takes.
         updates: T.
         loss: of the last state, in its shape; without one, only the products can be asked for.

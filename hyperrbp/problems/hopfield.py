@@ -94,7 +94,7 @@ class Hopfield(ConvergentNetwork):
         return energy
 
     def energies(self, states: Iterable[Tensor], inputs: Tensor) -> Iterator[Tensor]:
-        """Yield the :meth:`energy` of one state after the other."""
+        """Yield the ``energy`` of one state after the other."""
         with torch.no_grad():
             among_free, drive = self._parameters_for(inputs)
         for h in states:

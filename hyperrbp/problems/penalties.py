@@ -185,7 +185,7 @@ class ColumnPenalty(Regularizer):
     """The largest n for which J is written out."""
 
     def __call__(self, update: StateMap, h: Tensor, generator: torch.Generator) -> Penalty:
-        """Return the penalty at h; see :class:`Regularizer`."""
+        """Return the penalty at h; see ``Regularizer``."""
         jacobian = LocalJacobian(update, h)
         exact = jacobian.size <= self.dense_up_to
         if exact:
@@ -240,7 +240,7 @@ class GershgorinPenalty(Regularizer):
     """The largest n for which J is written out."""
 
     def __call__(self, update: StateMap, h: Tensor, generator: torch.Generator) -> Penalty:
-        """Return the penalty at h; see :class:`Regularizer`."""
+        """Return the penalty at h; see ``Regularizer``."""
         import torch
 
         jacobian = LocalJacobian(update, h)
@@ -304,7 +304,7 @@ class SmallestEigenvaluePenalty(Regularizer):
     """The largest n for which J is written out."""
 
     def __call__(self, update: StateMap, h: Tensor, generator: torch.Generator) -> Penalty:
-        """Return the penalty at h; see :class:`Regularizer`."""
+        """Return the penalty at h; see ``Regularizer``."""
         jacobian = LocalJacobian(update, h)
         exact = jacobian.size <= self.dense_up_to
         v = _last_singular_vector(jacobian) if exact else self._ritz_vector(jacobian, generator)

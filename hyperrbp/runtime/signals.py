@@ -67,7 +67,7 @@ class Interruption:
 
 @contextmanager
 def interruptible(advice: str = "") -> Iterator[Interruption]:
-    """Handle the signals as :class:`Interruption` does, and as before afterwards."""
+    """Handle the signals as ``Interruption`` does, and as before afterwards."""
     interruption = Interruption(advice)
     before = {number: signal.signal(number, interruption.receive) for number in _heeded()}
     try:

@@ -25,7 +25,7 @@ def nearest(got: Any, choices: Iterable[str], cutoff: float = 0.6) -> str | None
 
 
 def did_you_mean(got: Any, choices: Iterable[str], cutoff: float = 0.6) -> str:
-    """Return ``; did you mean NAME?`` with the :func:`nearest` choice; nothing if there is none."""
+    """Return ``; did you mean NAME?`` with the ``nearest`` choice; nothing if there is none."""
     near = nearest(got, choices, cutoff)
     return "" if near is None else f"; did you mean {near}?"
 

@@ -29,7 +29,7 @@ class SettingsReport(Part):
 
 
 class CandidateReport(SettingsReport, AgreementReport):
-    """See :class:`hyperrbp.hypergradients.method_selection.Candidate`."""
+    """See ``hyperrbp.hypergradients.method_selection.Candidate``."""
 
     verdict: VerdictOf
     trusted: bool

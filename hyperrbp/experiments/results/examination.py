@@ -19,7 +19,7 @@ OutcomeOf = Annotated[Outcome, Strict(False)]
 
 
 class AgreementReport(Part):
-    """See :class:`hyperrbp.hypergradients.agreement.Agreement`."""
+    """See ``hyperrbp.hypergradients.agreement.Agreement``."""
 
     cosine: Number
     sign_agreement: Number
@@ -28,7 +28,7 @@ class AgreementReport(Part):
 
 
 class SteadyStateReport(Part):
-    """See :class:`hyperrbp.hypergradients.diagnostics.steady_state.SteadyState`."""
+    """See ``hyperrbp.hypergradients.diagnostics.steady_state.SteadyState``."""
 
     residual: Number
     minibatch_residual: Number
@@ -38,7 +38,7 @@ class SteadyStateReport(Part):
 
 
 class SeriesReport(Part):
-    """See :class:`hyperrbp.hypergradients.diagnostics.series.Series`."""
+    """See ``hyperrbp.hypergradients.diagnostics.series.Series``."""
 
     norms: list[Number]
     gradients: list[list[Number]] | None = None
@@ -49,7 +49,7 @@ class SeriesReport(Part):
 
 
 class SolveReport(Part):
-    """See :class:`hyperrbp.hypergradients.diagnostics.linear_solve.LinearSolve`."""
+    """See ``hyperrbp.hypergradients.diagnostics.linear_solve.LinearSolve``."""
 
     residual: Number
     objective_residual: Number
@@ -58,7 +58,7 @@ class SolveReport(Part):
 
 
 class SpectrumReport(Part):
-    """See :class:`hyperrbp.hypergradients.diagnostics.spectrum.Spectrum`."""
+    """See ``hyperrbp.hypergradients.diagnostics.spectrum.Spectrum``."""
 
     radius: Number
     eigenvalues: list[list[Number]]
@@ -77,7 +77,7 @@ class SpectrumReport(Part):
 
 
 class NoiseReport(Part):
-    """See :class:`hyperrbp.hypergradients.diagnostics.noise.Noise`."""
+    """See ``hyperrbp.hypergradients.diagnostics.noise.Noise``."""
 
     standard_error: Mapping[str, Values]
     samples: int
@@ -87,7 +87,7 @@ class NoiseReport(Part):
 
 
 class HorizonReport(Part):
-    """See :class:`hyperrbp.hypergradients.diagnostics.short_horizon.Horizon`."""
+    """See ``hyperrbp.hypergradients.diagnostics.short_horizon.Horizon``."""
 
     truncs: list[int]
     cosines: list[Number]
@@ -98,7 +98,7 @@ class HorizonReport(Part):
 
 
 class DifferencesReport(Part):
-    """See :class:`hyperrbp.hypergradients.diagnostics.finite_differences.FiniteDifferences`."""
+    """See ``hyperrbp.hypergradients.diagnostics.finite_differences.FiniteDifferences``."""
 
     dtype: str
     measured: list[Number]
@@ -107,7 +107,7 @@ class DifferencesReport(Part):
 
 
 class SmoothnessReport(Part):
-    """See :class:`hyperrbp.hypergradients.diagnostics.smoothness.Smoothness`."""
+    """See ``hyperrbp.hypergradients.diagnostics.smoothness.Smoothness``."""
 
     fractions: list[Number]
     losses: list[Number]
@@ -118,7 +118,7 @@ class SmoothnessReport(Part):
 
 
 class ExaminationReport(Part):
-    """See :class:`hyperrbp.hypergradients.diagnostics.examination.Examination`.
+    """See ``hyperrbp.hypergradients.diagnostics.examination.Examination``.
 
     None where a question was not asked, or makes no sense for the method.
     """

@@ -47,7 +47,7 @@ def read_record(line: str, expected: type[R], place: str) -> R:
 
 
 def read_result(text: str, expected: type[D], place: str) -> D:
-    """Read a ``result.json``; see :func:`read_record`.
+    """Read a ``result.json``; see ``read_record``.
 
     Raises:
         CheckpointError: if it is not such a result.

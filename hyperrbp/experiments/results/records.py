@@ -26,7 +26,7 @@ class Record(Document):
 
 
 class AveragingRecord(Part):
-    """See :class:`hyperrbp.hypergradients.Averaging`."""
+    """See ``hyperrbp.hypergradients.Averaging``."""
 
     estimator: str
     minibatches: int
@@ -149,7 +149,7 @@ class EpochGradient(Part):
 
 
 class PenaltyRecord(Part):
-    """See :class:`hyperrbp.problems.penalties.Penalty`; of the epoch's last example."""
+    """See ``hyperrbp.problems.penalties.Penalty``; of the epoch's last example."""
 
     value: Number
     quantity: Number

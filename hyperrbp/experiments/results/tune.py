@@ -32,7 +32,7 @@ class LastStep(Part):
 
 
 class GrainRecord(Part):
-    """See :class:`hyperrbp.problems.training.hyperparameters.Grain`."""
+    """See ``hyperrbp.problems.training.hyperparameters.Grain``."""
 
     by: str
     segments: int

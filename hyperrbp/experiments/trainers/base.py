@@ -1,4 +1,4 @@
-"""The base class of all that :mod:`hyperrbp.experiments.train` trains."""
+"""The base class of all that ``hyperrbp.experiments.train`` trains."""
 
 from __future__ import annotations
 

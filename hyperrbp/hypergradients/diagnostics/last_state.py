@@ -57,7 +57,7 @@ class LastState:
         """Differentiate by these settings; an implicit method needs no run of its own for it.
 
         Raises:
-            UsageError: see :func:`hyperrbp.hypergradient`.
+            UsageError: see ``hyperrbp.hypergradient``.
         """
         method = chosen_method(settings.method, settings.options)
         if not isinstance(method, ImplicitMethod):

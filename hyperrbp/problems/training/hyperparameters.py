@@ -146,7 +146,7 @@ class Layout:
         return math.lcm(*(grain.segments for grain in self.grains.values()))
 
     def block(self, theta: Tensor, kind: str, segment: int) -> Tensor:
-        """Return the unconstrained values of a tuned kind in one of :attr:`segments`."""
+        """Return the unconstrained values of a tuned kind in one of ``segments``."""
         grain = self.grains[kind]
         at = segment % self.segments * grain.segments // self.segments
         return theta[self.slices[kind]].view(grain.segments, -1)[at]
@@ -261,7 +261,7 @@ class Layout:
         return theta
 
     def named(self, hyperparameters: Mapping[str, Mapping[str, float]], like: Tensor) -> Tensor:
-        """Return θ with these values, as :meth:`by_name` gives them in natural units.
+        """Return θ with these values, as ``by_name`` gives them in natural units.
 
         Raises:
             UsageError: if they are not those of this run, or out of their limits.

@@ -1,14 +1,14 @@
 """A training run as a recurrent map: the hidden state is the weights and the velocities.
 
 Liao et al. 2018, section 5.3. The flat state is h = (w, v), each of the N weights long. Unless
-other hyperparameters are asked for (:mod:`hyperrbp.problems.training.hyperparameters`), θ holds a
+other hyperparameters are asked for (``hyperrbp.problems.training.hyperparameters``), θ holds a
 log learning rate and a logit momentum for every parameter tensor: θ = (a, b) with α = exp(a) and
 β = sigmoid(b).
 
 A step is made of three parts that do not know each other: the objective gives ∇L(w) and Hessian
-products (:mod:`hyperrbp.problems.training.objective`), the schedule gives the rates of the step
-(:mod:`hyperrbp.problems.training.schedule`), and the update rule makes the next state of them
-(:mod:`hyperrbp.problems.training.update_rules`). With weights of examples, L is the weighted mean
+products (``hyperrbp.problems.training.objective``), the schedule gives the rates of the step
+(``hyperrbp.problems.training.schedule``), and the update rule makes the next state of them
+(``hyperrbp.problems.training.update_rules``). With weights of examples, L is the weighted mean
 of their losses; with a scale of the initial weights, θ enters h_0.
 """
 
@@ -115,7 +115,7 @@ class TrainingRun(Problem):
         return self.layout.uniform(values, self._initial_weights)
 
     def theta_of(self, hyperparameters: Mapping[str, Mapping[str, float]]) -> Tensor:
-        """Return θ with these values, as :meth:`describe` gives them.
+        """Return θ with these values, as ``describe`` gives them.
 
         Raises:
             UsageError: if they are not those of this run, or out of their limits.
@@ -204,7 +204,7 @@ class TrainingRun(Problem):
         self.objective.trace(self._initial_weights, terms)
 
     def states(self, theta: Tensor, start: int, stop: int, h: Tensor) -> Iterator[Tensor]:
-        """Yield, bit for bit, what :meth:`step` gives again and again: in place, in one buffer."""
+        """Yield, bit for bit, what ``step`` gives again and again: in place, in one buffer."""
         with torch.no_grad():
             h = h.clone()
             w, v = self.objective.state_pieces(h)  # they share the storage of h

@@ -81,7 +81,7 @@ def with_decay(g: Pieces, w: Pieces, rates: Sequence[Rates]) -> Pieces:
 
 
 def update_in_place(w: Pieces, v: Pieces, g: Pieces, rates: Sequence[Rates]) -> None:
-    """Turn (w, v) into (w', v'), with the bits of :meth:`UpdateRule.apply`."""
+    """Turn (w, v) into (w', v'), with the bits of ``UpdateRule.apply``."""
     with torch.no_grad():
         for w_i, v_i, g_i, of in zip(w, v, with_decay(g, w, rates), rates, strict=True):
             v_i.mul_(of.beta).addcmul_(of.gain, g_i)
