@@ -37,8 +37,8 @@ class DataSection(Section):
     )
     shape: Literal["auto", "flat", "image", "own"] = Field(
         "auto",
-        description="shape of an input: flat, (features,) | image, (C, H, W) | own, as the data have it"
-        " | auto: what the network takes, flat for code",
+        description="shape of an input: flat, (features,) | image, (C, H, W) | own, as the data"
+        " have it | auto: what the network takes, flat for code",
     )
     train_examples: int | None = Field(
         None, ge=1, description="use only so many training examples, the first ones; null: all"
