@@ -439,7 +439,8 @@ def test_the_command_ends_with_7_and_one_line(tmp_path, begun, begun_network, ve
     assert done.stderr.count("\n") == 1
     done = command(verb, folder, "--resume", "--inexact-resume")
     assert done.exit_code == 0, done.output
-    assert done.stderr.startswith("hyperrbp: note: resuming in another environment (python: '2.7.18' → ")
+    note = "hyperrbp: note: resuming in another environment (python: '2.7.18' → "
+    assert done.stderr.startswith(note)
     assert done.stderr.count("\n") == 1
     assert result_of(folder)["inexact_resumes"] == [changes]
 
