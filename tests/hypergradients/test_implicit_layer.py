@@ -663,7 +663,7 @@ def test_memory_of_an_implicit_method_is_constant_to_the_byte(method):
     window = {"gmres": {"restart": 4}, "anderson": {"memory": 4}}.get(method, {})
     names = {field.name for field in fields(method_class(method))}
     exhaustive = {name: 0.0 for name in ("tolerance",) if name in names} | window
-    few, many = (50, 500) if method == "neumann" else (20, 60)  # the meter is slow
+    few, many = 20, 60  # the meter is slow
     base = bytes_of(method, few, 12, exhaustive)
     assert min(base) > 0
     assert bytes_of(method, many, 12, exhaustive) == base

@@ -147,9 +147,9 @@ def all_of(folder: Path) -> tuple:
     return outcome(folder), curves(folder)
 
 
-@pytest.mark.parametrize("kills", [25, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [8, pytest.param(200, marks=pytest.mark.slow)])
 def test_tuning_runs_killed_at_any_instant_end_with_the_same_bits(tmp_path, caplog, kills):
-    """25 SIGKILLs, half before, amid or after a call that touches files, half at random times.
+    """SIGKILLs, half before, amid or after a call that touches files, half at random times.
 
     At most one meta step is lost by each; records, result, Adam's moments and each step of every
     curve are those of a run left alone. Catches checkpoints ahead of their records, or too rare,
@@ -164,7 +164,7 @@ def test_tuning_runs_killed_at_any_instant_end_with_the_same_bits(tmp_path, capl
     assert "damaged" not in caplog.text
 
 
-@pytest.mark.parametrize("kills", [10, pytest.param(80, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [4, pytest.param(80, marks=pytest.mark.slow)])
 def test_training_runs_killed_at_any_instant_end_with_the_same_bits(tmp_path, caplog, kills):
     """The same of a network with a convergent part, with its tensors and its weights.
 
@@ -181,7 +181,7 @@ def test_training_runs_killed_at_any_instant_end_with_the_same_bits(tmp_path, ca
 
 
 def test_a_record_cut_at_any_offset_is_dropped_and_taken_again(tmp_path):
-    """The last record cut at every offset: the others are read. At ten of them the run goes on.
+    """The last record cut at every offset: the others are read. At four of them the run goes on.
 
     It ends with the records, the bits and the curves of a run left alone. Catches a torn record
     that is refused, or appended to, and a step drawn twice.
@@ -199,7 +199,7 @@ def test_a_record_cut_at_any_offset_is_dropped_and_taken_again(tmp_path):
         run.records_file.write_bytes(b"".join(lines[: len(before)]) + torn[:cut])
         assert records_of(run) == before
     last = len(torn) - 1
-    for cut in (0, 1, 2, *(last * share // 6 for share in range(1, 6)), last - 1, last):
+    for cut in (0, 1, last // 2, last):
         shutil.rmtree(run.path)
         shutil.copytree(tmp_path / "killed", run.path)
         run.records_file.write_bytes(b"".join(lines[: len(before)]) + torn[:cut])

@@ -98,14 +98,15 @@ def assert_whole(folder: RunFolder, unit: str) -> int:
     return len(lines)
 
 
-def test_twenty_signals_end_a_tuning_run_and_leave_it_whole(elsewhere):
+@pytest.mark.parametrize("count", [6, pytest.param(40, marks=pytest.mark.slow)])
+def test_signals_end_a_tuning_run_and_leave_it_whole(elsewhere, count):
     """Ctrl-C or SIGTERM from the start to 1.5 s later: code, word, within 5 s, and all is whole.
 
     Breaks if a signal is not heeded, gets lost, or ends with another code.
     """
     chance, taken = random.Random(8), []
     words = ["tune", "tiny.yaml", "--meta-steps", "1000000"]
-    for n in range(20):
+    for n in range(count):
         process = entered(elsewhere, *words, "--out", f"run{n}")
         time.sleep(chance.uniform(0, 1.5))
         number = (signal.SIGINT, signal.SIGTERM)[n % 2]
@@ -168,8 +169,15 @@ def build(features, classes):
 """
 
 
-@pytest.mark.parametrize("number", STOPPED)
-@pytest.mark.parametrize("signals", [1, 2])
+@pytest.mark.parametrize(
+    ("number", "signals"),
+    [
+        (signal.SIGINT, 1),
+        (signal.SIGTERM, 2),
+        pytest.param(signal.SIGTERM, 1, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, 2, marks=pytest.mark.slow),
+    ],
+)
 def test_a_second_signal_ends_at_once_what_does_not_heed_the_first(elsewhere, number, signals):
     """Code that swallows the first signal gets 2 s more, and none after a second one.
 
