@@ -212,7 +212,7 @@ def _shaped(inputs: Tensor, wanted: str, natural: Shape | None, name: str) -> Te
 
 
 def _targets(data: DataSet, asked: str, name: str) -> tuple[list[Tensor], int, str]:
-    """The targets of both parts as a loss wants them, the number of outputs, and the loss."""
+    """Return the targets of both parts as the loss wants them, the number of outputs, the loss."""
     both = [data.train.targets, data.heldout.targets]
     values = both[0].is_floating_point()
     if asked == AUTO:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -25,50 +26,34 @@ def check_network_and_loss(run: TrainingRun, data: DataModule, recipe: Recipe) -
         UsageError: if the network or the loss fails, makes something of the wrong shape, something
             else the second time, or what cannot be differentiated twice.
     """
-    train = data.train
-    x = Batch(train.inputs[:2], train.targets[:2])
-    parameters = run.objective.pieces(run.objective.initial_weights())
+    x = Batch(data.train.inputs[:2], data.train.targets[:2])
     model = _named("model", recipe.model.name)
+    loss = _named("inner.loss", data.loss_name)
+    parameters = run.objective.pieces(run.objective.initial_weights())
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        try:
+        with _reported(f"{model}, on inputs of shape {_shape(x.inputs)}"):
             made = run.objective.outputs(parameters, x.inputs)
-        except Exception as error:
-            if is_foreseen(error):
-                raise
-            what = f"{model}, on inputs of shape {_of(x.inputs)}"
-            raise UsageError(f"{what}: {type_and_message_of(error)}") from error
         _check_outputs(made, len(x), model, data)
-        shown = train.inputs[:_TWICE]
+        shown = data.train.inputs[:_TWICE]
         first, again = (run.objective.outputs(parameters, shown) for _ in _seeds())
         _check_repeatable(first, again, model)
-        loss = _named("inner.loss", data.loss_name)
-        try:
+        shapes = f"outputs of shape {_shape(made)} and targets of {_shape(x.targets)}"
+        with _reported(f"{loss}, on {shapes}"):
             losses = data.loss(made, x.targets)
-        except Exception as error:
-            if is_foreseen(error):
-                raise
-            what = f"{loss}, on outputs of shape {_of(made)} and targets of {_of(x.targets)}"
-            raise UsageError(f"{what}: {type_and_message_of(error)}") from error
-    if not isinstance(losses, Tensor) or not losses.is_floating_point():
-        raise UsageError(f"{loss} made {type(losses).__name__}; expected a tensor of floats")
-    if losses.shape not in ((), (len(x),)):
-        raise UsageError(
-            f"{loss} made losses of shape {tuple(losses.shape)} for {len(x)} examples; expected one"
-            f" an example, ({len(x)},), or their mean, ()"
-        )
-    w = run.objective.initial_weights().requires_grad_()
+    _check_losses(losses, len(x), loss)
+    with _reported(f"{loss} of {model} cannot be differentiated twice"):
+        _differentiate_twice(run, x)
+
+
+@contextmanager
+def _reported(what: str) -> Iterator[None]:
+    """Turn whatever the user's code raises into a fault of ``what``."""
     try:
-        with torch.enable_grad():
-            gradient = run.objective.differentiable_gradient(w, x[:2])
-            if gradient.requires_grad:  # or else the loss is affine
-                torch.autograd.grad(gradient.sum(), w)
+        yield
     except Exception as error:
         if is_foreseen(error):
             raise
-        both = f"{loss} of {model}"
-        raise UsageError(
-            f"{both} cannot be differentiated twice: {type_and_message_of(error)}"
-        ) from error
+        raise UsageError(f"{what}: {type_and_message_of(error)}") from error
 
 
 def _seeds() -> Iterator[int]:
@@ -91,6 +76,24 @@ def _check_outputs(made: Tensor, count: int, model: str, data: DataModule) -> No
         )
 
 
+def _check_losses(losses: object, count: int, loss: str) -> None:
+    if not isinstance(losses, Tensor) or not losses.is_floating_point():
+        raise UsageError(f"{loss} made {type(losses).__name__}; expected a tensor of floats")
+    if losses.shape not in ((), (count,)):
+        raise UsageError(
+            f"{loss} made losses of shape {tuple(losses.shape)} for {count} examples; expected one"
+            f" an example, ({count},), or their mean, ()"
+        )
+
+
+def _differentiate_twice(run: TrainingRun, x: Batch) -> None:
+    w = run.objective.initial_weights().requires_grad_()
+    with torch.enable_grad():
+        gradient = run.objective.differentiable_gradient(w, x[:2])
+        if gradient.requires_grad:  # or else the loss is affine
+            torch.autograd.grad(gradient.sum(), w)
+
+
 def _check_repeatable(first: Tensor, again: Tensor, model: str) -> None:
     tolerance = 1e-4 * float(first.nan_to_num().abs().max())
     if not torch.allclose(first, again, rtol=0.0, atol=tolerance, equal_nan=True):
@@ -104,5 +107,5 @@ def _named(key: str, name: str) -> str:
     return user_code.described(name) if user_code.is_code(name) else f"{key} {name}"
 
 
-def _of(tensor: Tensor) -> str:
+def _shape(tensor: Tensor) -> str:
     return str(tuple(tensor.shape))

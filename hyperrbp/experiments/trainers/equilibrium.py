@@ -165,7 +165,7 @@ class EquilibriumTrainer(Trainer):
     ) -> tuple[Tensor, Penalty | None]:
         inference, gradient = self.recipe.inference, self.recipe.gradient
         recurrence = self._network.recurrence(example.inputs)
-        draw = generator(self.recipe.seed, f"steady state of epoch {self.position}", number)
+        source = generator(self.recipe.seed, f"steady state of epoch {self.position}", number)
         h = steady_state(
             *recurrence,
             gradient.method,
@@ -173,19 +173,21 @@ class EquilibriumTrainer(Trainer):
             updates=inference.updates,
             settled=inference.settled,
             options=gradient.options.get(gradient.method),
-            seed=draw.initial_seed(),
+            seed=source.initial_seed(),
             diagnosis=found,
         )
-        return example.loss(self._network.output(h)), self._penalty(recurrence, h, draw)
+        return example.loss(self._network.output(h)), self._penalty(recurrence, h, source)
 
-    def _penalty(self, recurrence: Recurrence, h: Tensor, draw: torch.Generator) -> Penalty | None:
+    def _penalty(
+        self, recurrence: Recurrence, h: Tensor, source: torch.Generator
+    ) -> Penalty | None:
         """Return the regularizer at the steady state: its gradient also goes by way of h."""
         section = self.recipe.penalty
         if section is None:
             return None
         update, _, parameters, x = recurrence
         regularizer = PENALTIES[section.name](**section.options)
-        return regularizer(lambda s: update(s, parameters, x), h, draw)
+        return regularizer(lambda s: update(s, parameters, x), h, source)
 
     def _weighed(self, penalty: Penalty) -> Tensor:
         assert self.recipe.penalty is not None
