@@ -1,4 +1,4 @@
-"""Draw the rooms of the package and what they import, from the code and the layers of import-linter."""
+"""Draw the rooms of the package and what they import, in the order of import-linter."""
 
 from __future__ import annotations
 
