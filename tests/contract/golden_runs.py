@@ -1,7 +1,7 @@
 """The commands whose results are kept as golden values, how they run, and what is kept of each.
 
-Two sizes: ``short`` runs take a second together with nothing else, ``full`` ones are the built-in
-recipe as it stands, or nearly so. The values lie in ``golden/<size>/<name>.json`` and the machine
+Two sizes: ``short`` runs take less than a second each, but for ``check`` and ``compare``; ``full``
+ones are the built-in recipe as it stands, or near its size. The values lie in ``golden/<size>/<name>.json`` and the machine
 that they come from in ``golden/environment.json``; ``regenerate_golden.py`` writes both.
 """
 
