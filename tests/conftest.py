@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+from multiprocessing import forkserver
 
 # Tensors are small and two workers share the cores; before torch is imported, for subprocesses too.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -18,10 +19,16 @@ import torch
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_finish():
-    """Leave the modules out of garbage collection: there are a million objects to look at."""
+def pytest_collection_finish(session):
+    """Leave the modules out of garbage collection: there are a million objects to look at.
+
+    And begin to import what forks will need: in the background, and before the package itself asks
+    for such a process, into which it imports less.
+    """
     gc.collect()
     gc.freeze()
+    if any(item.path.parent.name == "robustness" for item in session.items):
+        forkserver.ensure_running()
 
 
 @pytest.fixture(autouse=True)
