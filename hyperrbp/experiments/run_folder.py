@@ -186,8 +186,8 @@ class RunFolder:
         if not inexact:
             raise CheckpointError(
                 f"{self.path} was begun in another environment ({listed}), and steps taken in this"
-                " one may differ in their last bits. Resume it in its own environment, or add"
-                " --inexact-resume: its recipe then no longer repeats the run bit for bit"
+                " one may differ in their last bits. Resume it in its own environment, or go on"
+                " with --inexact-resume: its recipe then no longer repeats the run bit for bit"
             )
         log.warning(
             "resuming in another environment (%s): the recipe no longer repeats this run bit for"

@@ -1,4 +1,4 @@
-"""What a resumed run may find changed, and what it is told of it."""
+"""What a resumed run may find changed, and what it says of it."""
 
 from __future__ import annotations
 
@@ -267,11 +267,11 @@ def test_no_part_of_the_environment_is_left_out():
 
 
 @pytest.mark.parametrize("key", [*ENVIRONMENT, "cuda_device"])
-def test_a_resume_elsewhere_is_refused_or_said(tmp_path, begun, whole, key, caplog):
+def test_a_resume_in_another_environment_is_refused_or_logged(tmp_path, begun, whole, key, caplog):
     """Each part of the environment was another: refused; with inexact_resume it goes on, and the
     log and the result say so, also after a further, exact, resume.
 
-    Catches a part that is not watched, and a run that forgets that it has moved.
+    Catches a part that is not compared, and a run that forgets that it has moved.
     """
     folder = copy(begun, tmp_path / "run")
     here: dict[str, Any] = Experiment(tiny()).environment()
@@ -287,7 +287,7 @@ def test_a_resume_elsewhere_is_refused_or_said(tmp_path, begun, whole, key, capl
         tune_recipe(tiny(), folder, resume=True, inexact_resume=True, callbacks=[StopsAfter(1)])
     (logged,) = (record.getMessage() for record in caplog.records)
     assert f"resuming in another environment ({key}: {old!r} → {new!r})" in logged
-    assert "no longer one that its recipe repeats bit for bit" in logged
+    assert "the recipe no longer repeats this run bit for bit" in logged
     caplog.clear()
     result = as_json(tune_recipe(tiny(), folder, resume=True))
     assert not caplog.records, "an exact resume is nothing to warn of"
