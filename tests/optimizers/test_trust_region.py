@@ -328,7 +328,7 @@ def test_every_run_over_replicates_is_one_of_its_own_replicate():
     """The losses, and all bits when resumed. Breaks if a run goes on in another replicate."""
     replicates = [small_training_run(steps=18, seed=n)[0] for n in range(17)]
     _, theta = small_training_run(steps=18)
-    settings = TrustRegionSettings(steps=16, screened=27)
+    settings = TrustRegionSettings(steps=10, screened=9)
     inexact = GradientSettings("neumann", 5, Averaging("mean", 2))
     runs, _ = minimized(replicates.__getitem__, theta, settings, gradient=inexact)
     for step in runs:

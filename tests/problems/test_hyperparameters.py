@@ -194,7 +194,7 @@ def test_at_convergence_the_implicit_gradient_of_a_weight_decay_is_the_exact_one
     problem = TrainingRun(
         nn.Linear(5, 3).double(),
         ShuffledBatches(data, 24, 0),
-        steps=1000,
+        steps=600,
         meta_examples=examples(30, source),
         hyperparameters=Hyperparameters(
             {"weight_decay": Grain("weight")}, {"learning_rate": 1.0, "momentum": 0.5}
@@ -202,7 +202,7 @@ def test_at_convergence_the_implicit_gradient_of_a_weight_decay_is_the_exact_one
     )
     theta = problem.initial_theta(**VALUES)
     expected = hypergradient(problem, theta, Bptt(keep="checkpoints")).gradient
-    implicit = hypergradient(problem, theta, "neumann", trunc=1000)
+    implicit = hypergradient(problem, theta, "neumann", trunc=600)
     assert_same(implicit.gradient, expected, within=1e-6)
 
 
@@ -213,7 +213,7 @@ def test_at_convergence_the_implicit_gradient_of_example_weights_is_the_exact_on
     problem = TrainingRun(
         nn.Linear(5, 3).double(),
         ListedBatches([(data.inputs[:9], data.targets[:9]), (data.inputs[9:], data.targets[9:])]),
-        steps=800,
+        steps=400,
         loss=partial(cross_entropy, reduction="none"),
         meta_examples=examples(30, source),
         hyperparameters=Hyperparameters(
@@ -224,7 +224,7 @@ def test_at_convergence_the_implicit_gradient_of_example_weights_is_the_exact_on
     theta = problem.initial_theta(**VALUES)
     expected = hypergradient(problem, theta, Bptt(keep="checkpoints")).gradient
     averaging = Averaging("mean", 2)
-    implicit = hypergradient(problem, theta, "neumann", trunc=800, averaging=averaging).gradient
+    implicit = hypergradient(problem, theta, "neumann", trunc=400, averaging=averaging).gradient
     # The two lists weigh their examples by 1/9 and 1/15 in a step each, not by 1/12.
     cosine = float(implicit @ expected / implicit.norm() / expected.norm())
     assert cosine > 0.97
