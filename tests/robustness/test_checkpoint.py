@@ -260,14 +260,14 @@ def parts(file: Path) -> list[Path]:
 
 @pytest.mark.parametrize(("with_tensors", "part"), [(False, 0), (True, 0), (True, 1)])
 def test_of_a_damaged_checkpoint_the_one_before_is_loaded(tmp_path, caplog, with_tensors, part):
-    """400 flipped bits and 50 cuts of the newest: the old one is loaded, and the damage named.
+    """150 flipped bits and 20 cuts of the newest: the old one is loaded, and the damage named.
 
     Catches a digest that is not looked at, and an old one that is not there when it is needed.
     """
     file = two_generations(tmp_path / "run", with_tensors)
     hurt = parts(file)[part]
     whole = {there: there.read_bytes() for there in file.parent.iterdir()}
-    for content in damaged(whole[hurt], flips=400, cuts=50):
+    for content in damaged(whole[hurt], flips=150, cuts=20):
         for there, before in whole.items():
             there.write_bytes(before)
         hurt.write_bytes(content)
