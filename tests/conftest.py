@@ -31,6 +31,14 @@ def pytest_collection_finish(session):
         forkserver.ensure_running()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_waiting_for_the_disk():
+    """What is flushed to the disk itself matters when the power fails, which no test can see."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def threads():
     """A recipe sets the threads of the process; give the other tests theirs back."""
