@@ -1,8 +1,9 @@
 """The commands whose results are kept as golden values, how they run, and what is kept of each.
 
 Two sizes: ``short`` runs take less than a second each, but for ``check`` and ``compare``; ``full``
-ones are the built-in recipe as it stands, or near its size. The values lie in ``golden/<size>/<name>.json`` and the machine
-that they come from in ``golden/environment.json``; ``regenerate_golden.py`` writes both.
+ones are the built-in recipe as it stands, or near its size. The values lie in
+``golden/<size>/<name>.json`` and the machine that they come from in ``golden/environment.json``;
+``regenerate_golden.py`` writes both.
 """
 
 from __future__ import annotations
@@ -131,7 +132,8 @@ PROSE = {
     "label",
 }
 """Keys of sentences for people, which may be written better."""
-REPEATED = {"recipe"}
+FORMAL = {"recipe", "kind", "schema_version"}
+"""Keys of what was asked for, and of the document's shape."""
 MANY = 200
 """Numbers in one value, above which its digest is kept in their place."""
 
@@ -173,7 +175,7 @@ def kept(
 def computed(value: Any) -> Any:
     """Return a JSON value without what was measured or only worded, at every depth."""
     if isinstance(value, dict):
-        dropped = MEASURED | PROSE | REPEATED
+        dropped = MEASURED | PROSE | FORMAL
         return {key: computed(item) for key, item in value.items() if key not in dropped}
     return [computed(item) for item in value] if isinstance(value, list) else value
 

@@ -18,9 +18,12 @@ def text(values: dict) -> str:
     """Return values as JSON with a line for each entry of the first two levels."""
     entries = []
     for key, value in values.items():
-        body = json.dumps(value)
+        body = json.dumps(value, sort_keys=True)
         if isinstance(value, dict) and len(body) > 100:
-            lines = [f"  {json.dumps(name)}: {json.dumps(item)}" for name, item in value.items()]
+            lines = [
+                f"  {json.dumps(name)}: {json.dumps(value[name], sort_keys=True)}"
+                for name in sorted(value)
+            ]
             body = "{\n" + ",\n".join(lines) + "\n }"
         entries.append(f" {json.dumps(key)}: {body}")
     return "{\n" + ",\n".join(entries) + "\n}\n"
