@@ -1,1 +1,5 @@
-"""Readers of records and results: terminal, TensorBoard, figures, code."""
+"""Readers of records and results: terminal, TensorBoard, figures, tables, files for people.
+
+They are given what was found, and change nothing of it; nothing here starts a run.
+It may import experiments and all below it.
+"""

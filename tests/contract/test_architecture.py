@@ -21,7 +21,6 @@ from typer.main import get_command
 
 import hyperrbp
 from hyperrbp.cli import app as cli
-from hyperrbp.config import presets
 from hyperrbp.config.equilibrium import GraphNetRecipe, HopfieldRecipe
 from hyperrbp.config.recipe import Recipe
 from hyperrbp.hypergradients import METHODS, method_class
@@ -267,12 +266,13 @@ def test_help_and_validation_import_no_numerics(words):
 
 
 def test_a_benchmark_is_checked_without_numerics():
-    script = f"""
+    script = """
+from hyperrbp.config import presets
 from hyperrbp.config.loading import read
 from hyperrbp.experiments.benchmark import check_benchmark
-from hyperrbp.experiments.optimizer_runs import optimizer_runs
-optimizer_runs(["tpe", "cmaes", "hyperband", "surrogate"])
-check_benchmark(read({str(presets.find("digits"))!r}), ["both"], 1.0, 3)
+from hyperrbp.experiments.optimizer_runs import resolve_names
+resolve_names(["tpe", "cmaes", "hyperband", "surrogate"])
+check_benchmark(read(presets.find("digits")), ["both"], 1.0, 3)
 """
     assert loaded_after(script, *NUMERICS, "optuna", "cmaes") == []
 
