@@ -40,16 +40,16 @@ def records(folder):
 # --- forward mode ---------------------------------------------------------------------------------
 
 
-def test_forward_mode_keeps_as_much_after_a_thousand_updates_as_after_ten():
+def test_forward_mode_keeps_as_much_after_many_updates_as_after_ten():
     peaks = {}
-    for steps in (10, 1000):
+    for steps in (10, 200):
         problem, theta = small_training_run(steps)
         hypergradient(problem, theta, "forward")  # warm
         with SavedBytes() as saved, LiveBytes() as live:
             found = hypergradient(problem, theta, "forward")
         peaks[steps] = (saved.peak, live.peak, found.trajectory_bytes)
         assert found.products == steps * len(theta)
-    assert peaks[10] == peaks[1000]
+    assert peaks[10] == peaks[200]
     problem, theta = small_training_run(10)
     assert peaks[10][2] == len(theta) * problem.initial_state().nbytes
 
