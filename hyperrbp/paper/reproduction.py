@@ -15,13 +15,20 @@ from hyperrbp.exceptions import StorageError
 from hyperrbp.experiments.device import choose_device, environment
 from hyperrbp.experiments.results.document import to_json
 from hyperrbp.paper.artifact import Artifact, Finding
-from hyperrbp.paper.citation import Figure3, Table2, TableA1
 from hyperrbp.paper.drawing import draw
-from hyperrbp.paper.memory import Figure1, Figure2, FigureA1, Table1
+from hyperrbp.paper.figure1 import Figure1
+from hyperrbp.paper.figure2 import Figure2, FigureA1
+from hyperrbp.paper.figure3 import Figure3
+from hyperrbp.paper.figure4 import Figure4
+from hyperrbp.paper.figure5 import Figure5
+from hyperrbp.paper.figure6 import Figure6
 from hyperrbp.paper.plan import Plan
 from hyperrbp.paper.results import ReproductionReport
 from hyperrbp.paper.run_specs import Outcome, RunSpec
-from hyperrbp.paper.tuning import Figure4, Figure5, Figure6, Table3
+from hyperrbp.paper.table1 import Table1
+from hyperrbp.paper.table2 import Table2
+from hyperrbp.paper.table3 import Table3
+from hyperrbp.paper.table_a1 import TableA1
 from hyperrbp.runtime import files
 from hyperrbp.runtime.callbacks import Callback, Progress
 from hyperrbp.runtime.documents import finite_or_null

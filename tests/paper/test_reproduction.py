@@ -8,28 +8,70 @@ import math
 import struct
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 
 import pytest
 import torch
+from comparisons import made
+from comparisons import row as method_row
 from runs import StopsAt, records_of, result_of
 from systems import small_graph
 from typer.testing import CliRunner
 
-from hyperrbp import paper as reproduction
 from hyperrbp.cli import app as cli
 from hyperrbp.config.cross_checks import cross_check
 from hyperrbp.config.loading import parse_any
 from hyperrbp.config.recipe import Recipe
 from hyperrbp.data.citation_networks import NETWORKS, CitationGraph
-from hyperrbp.exceptions import DataError, DivergedError, UsageError
+from hyperrbp.exceptions import DataError, DivergedError, MissingDataError, UsageError
+from hyperrbp.experiments.results.compare import CompareReport
+from hyperrbp.experiments.results.document import to_json
+from hyperrbp.experiments.results.run import RunResult
+from hyperrbp.experiments.results.train import BestEpoch, EquilibriumResult
 from hyperrbp.experiments.run_folder import RunFolder
-from hyperrbp.paper import ARTIFACTS, Audience, citation, find, memory, reproduce, tuning
-from hyperrbp.paper.artifact import Plan, mean_and_deviation, plus_minus
+from hyperrbp.paper import (
+    associative_memory,
+    citation_networks,
+    figure1,
+    figure2,
+    figure3,
+    figure4,
+    figure5,
+    figure6,
+    run_specs,
+    table3,
+    table_a1,
+    tuning_runs,
+)
+from hyperrbp.paper import (
+    table1 as table1_module,
+)
+from hyperrbp.paper import (
+    table2 as table2_module,
+)
+from hyperrbp.paper.artifact import Finding, mean_and_deviation, plus_minus
+from hyperrbp.paper.drawing import draw
+from hyperrbp.paper.figures import Images
+from hyperrbp.paper.plan import Plan
 from hyperrbp.paper.published import METHODS, TABLE2, TABLE3
-from hyperrbp.paper.run_specs import CompareSpec, Outcome, TrainSpec, TuneSpec, Watch
+from hyperrbp.paper.reproduction import ARTIFACTS, ReproductionCallback, reproduce
+from hyperrbp.paper.run_specs import CompareSpec, Outcome, TrainSpec, TuneSpec
 from hyperrbp.runtime import files
+from hyperrbp.runtime.callbacks import ignore
+
+MEMORY = (associative_memory, table1_module, figure1, figure2)
+CITATION = (citation_networks, table2_module, figure3, table_a1)
+TUNING = (tuning_runs, table3, figure4, figure5, figure6)
+
+
+def replace(monkeypatch, modules, name, value):
+    """Replace a name in all modules that have it."""
+    having = [module for module in modules if hasattr(module, name)]
+    assert having
+    for module in having:
+        monkeypatch.setattr(module, name, value)
+
 
 QUICK = Plan(quick=True, seeds=1, device="cpu")
 SMALL = {
@@ -65,13 +107,13 @@ SMALL = {
     },
 }
 SMALL["pubmed"] = SMALL["cora"]
-CELLS = tuple((steps, trunc) for trunc in (2, 3) for steps in (12, 13, 14, 15))
+GRID = tuple((steps, trunc) for trunc in (2, 3) for steps in (12, 13, 14, 15))
 
 
 def graph(name: str, *_: object, **__: object) -> CitationGraph:
     """Cora of 400 documents; Pubmed is not there."""
     if name == "pubmed":
-        raise DataError("PubMed not found: nowhere lacks everything")
+        raise MissingDataError("PubMed not found: nowhere lacks everything")
     source = torch.Generator().manual_seed(2)
     labels = torch.randint(0, 3, (400,), generator=source)
     features = torch.randn(400, 8, generator=source)
@@ -80,40 +122,45 @@ def graph(name: str, *_: object, **__: object) -> CitationGraph:
 
 def shrink(monkeypatch: pytest.MonkeyPatch) -> None:
     """All recipes small, two methods where five are, and no process for a comparison."""
-    for module, name in ((memory, "recipe_of"), (citation, "recipe_of"),
-                         (tuning, "tuning_recipe_of")):  # fmt: skip
+    for module, name in (
+        (associative_memory, "recipe_of"),
+        (citation_networks, "recipe_of"),
+        (table2_module, "recipe_of"),
+        (tuning_runs, "tuning_recipe_of"),
+        (table3, "tuning_recipe_of"),
+    ):
         real = getattr(module, name)
 
         def small(base, settings, real=real):
             return real(base, {**settings, **SMALL.get(base, {})})
 
         monkeypatch.setattr(module, name, small)
-    monkeypatch.setattr(tuning, "QUICK_SPECS", CELLS)
-    monkeypatch.setattr(tuning, "_QUICK_META_STEPS", 1)
-    monkeypatch.setattr(tuning, "METHODS", ("bptt", "neumann"))
-    monkeypatch.setattr(memory, "METHODS", ("rbp", "neumann"))
-    monkeypatch.setattr(memory, "TABLE1", {m: {10: 0.0, 20: 1.0} for m in ("rbp", "neumann")})
-    monkeypatch.setattr(tuning.Figure6, "_at", staticmethod(lambda plan: (15, 2)))
+    replace(monkeypatch, TUNING, "QUICK_SPECS", GRID)
+    replace(monkeypatch, TUNING, "QUICK_META_STEPS", 1)
+    replace(monkeypatch, TUNING, "METHODS", ("bptt", "neumann"))
+    replace(monkeypatch, MEMORY, "METHODS", ("rbp", "neumann"))
+    replace(monkeypatch, MEMORY, "TABLE1", {m: {10: 0.0, 20: 1.0} for m in ("rbp", "neumann")})
+    monkeypatch.setattr(figure6.Figure6, "_at", staticmethod(lambda plan: (15, 2)))
     monkeypatch.setattr(
         "hyperrbp.experiments.systems.document_classification.load_citations", graph
     )
-    monkeypatch.setattr(citation, "load_citations", graph)
+    replace(monkeypatch, CITATION, "load_citations", graph)
     monkeypatch.setattr(CompareSpec, "run", compared)
 
 
-def compared(self, folder: RunFolder, data_root, watch) -> dict:
-    document = {"rows": ratios(2.0, 3.0)}
+def compared(self, folder: RunFolder, plan, report) -> CompareReport:
+    found = made(ratios(2.0, 3.0))
     folder.create(self.recipe)
-    folder.write_result(document)
-    return document
+    folder.write_result(found)
+    return found
 
 
 def ratios(time: float, kept: float) -> list[dict]:
     return [
-        {
-            "label": label, "trunc": trunc, "time_ratio": time, "memory_ratio": kept,
-            "peak_ratio": 1.5, "process_ratio": 1.1, "seconds": 0.5,
-        }
+        method_row(
+            label, trunc, time_ratio=time, memory_ratio=kept, peak_ratio=1.5, process_ratio=1.1,
+            seconds=0.5,
+        )
         for label in ("bptt", "neumann") for trunc in TABLE3
     ]  # fmt: skip
 
@@ -136,13 +183,8 @@ class Calls:
     stop_at: int | None = None
 
     def count(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        for module, name in (
-            ("hyperrbp.experiments.train", "train_recipe"),
-            ("hyperrbp.experiments.tune", "tune_recipe"),
-        ):
-            from importlib import import_module
-
-            real = getattr(import_module(module), name)
+        for name in ("train_recipe", "tune_recipe"):
+            real = getattr(run_specs, name)
 
             def counted(recipe, out, real=real, **options):
                 self.run_specs.append(out.name)
@@ -150,7 +192,7 @@ class Calls:
                     options["callbacks"] = [*options["callbacks"], StopsAt(1)]
                 return real(recipe, out, **options)
 
-            monkeypatch.setattr(f"{module}.{name}", counted)
+            monkeypatch.setattr(run_specs, name, counted)
 
 
 # --- what there is -------------------------------------------------------------------------------
@@ -162,7 +204,7 @@ def test_the_registry_has_every_table_and_figure():
         "figure5", "figure6", "figureA1",
     }  # fmt: skip
     for name in ARTIFACTS:
-        artifact = find(name)
+        artifact = ARTIFACTS[name]
         assert artifact.name == name
         kind, label = name[:-1].rstrip("A"), name.removeprefix("table").removeprefix("figure")
         assert artifact.title.startswith(f"{kind.capitalize()} {label}: ")
@@ -170,10 +212,10 @@ def test_the_registry_has_every_table_and_figure():
 
 
 @pytest.mark.parametrize("plan", [Plan(quick=True), Plan(seeds=2, device="cpu")])
-def test_every_cell_is_a_recipe_that_can_be_run(plan):
+def test_every_run_spec_is_a_recipe_that_can_be_run(plan):
     by_name = {}
     for name in ARTIFACTS:
-        artifact = find(name)
+        artifact = ARTIFACTS[name]
         run_specs = artifact.run_specs(plan)
         assert len({spec.name for spec in run_specs}) == len(run_specs)
         for spec in run_specs:
@@ -188,7 +230,7 @@ def test_every_cell_is_a_recipe_that_can_be_run(plan):
 
 
 def names(artifact: str, plan: Plan) -> set[str]:
-    return {spec.name for spec in find(artifact).run_specs(plan)}
+    return {spec.name for spec in ARTIFACTS[artifact].run_specs(plan)}
 
 
 @pytest.mark.parametrize("plan", [Plan(seeds=4), Plan(quick=True)])
@@ -202,20 +244,20 @@ def test_what_is_shared_and_how_much_there_is(plan):
     assert len(names("table2", plan)) == 10 * (3 if plan.quick else 4)
     assert len(names("tableA1", plan)) == 0
     assert (Plan().number_of_seeds(3, 100), Plan(quick=True).number_of_seeds(3, 100)) == (100, 3)
-    (comparison,) = find("table3").run_specs(plan)
+    (comparison,) = ARTIFACTS["table3"].run_specs(plan)
     assert comparison.recipe.inner.steps == 1000
     assert comparison.repeats == (2 if plan.quick else 10)
     assert (comparison.methods, comparison.truncs) == (("bptt", "neumann"), (10, 50, 100))
 
 
-def test_the_cells_are_what_the_paper_ran():
-    for spec in find("figure4").run_specs(Plan()):
+def test_the_run_specs_are_what_the_paper_ran():
+    for spec in ARTIFACTS["figure4"].run_specs(Plan()):
         assert f"-T{spec.recipe.inner.steps}-K{spec.recipe.gradient.trunc}" in spec.name
         assert f"mnist-{spec.recipe.gradient.method}-" in spec.name
         assert spec.recipe.meta.steps == 60
         alone = spec.recipe.gradient.method == "tbptt"
         assert spec.recipe.gradient.averaging.minibatches == (1 if alone else 50)
-    for spec in find("table1").run_specs(Plan(seeds=2)):
+    for spec in ARTIFACTS["table1"].run_specs(Plan(seeds=2)):
         recipe = spec.recipe
         assert spec.name == (
             f"hopfield-{recipe.gradient.method}-K{recipe.gradient.trunc}-epochs1000"
@@ -223,7 +265,7 @@ def test_the_cells_are_what_the_paper_ran():
         )
         assert recipe.training.epochs == 1000
         assert recipe.seed in (0, 1)
-    for spec in find("table2").run_specs(Plan(quick=True, seeds=2)):
+    for spec in ARTIFACTS["table2"].run_specs(Plan(quick=True, seeds=2)):
         recipe = spec.recipe
         assert spec.name == (
             f"{recipe.data.name}-{recipe.gradient.method}-K5-epochs{recipe.training.epochs}"
@@ -231,7 +273,9 @@ def test_the_cells_are_what_the_paper_ran():
         )
         assert recipe.gradient.trunc == 5
         assert recipe.training.epochs < 2000
-    assert {spec.recipe.training.epochs for spec in find("figure3").run_specs(Plan())} == {2000}
+    assert {spec.recipe.training.epochs for spec in ARTIFACTS["figure3"].run_specs(Plan())} == {
+        2000
+    }
 
 
 def test_means_and_deviations():
@@ -260,8 +304,9 @@ def everything(tmp_path_factory):
         calls.count(patch)
         with warnings.catch_warnings():  # a test of its own, below
             warnings.filterwarnings("ignore", "__array__ implementation doesn't accept")
-            documents = reproduce(list(ARTIFACTS), QUICK, out)
+            reports = reproduce(list(ARTIFACTS), QUICK, out)
     torch.set_num_threads(before)
+    documents = [json.loads(to_json(report)) for report in reports]
     return Everything(out, {d["artifact"]: d for d in documents}, calls)
 
 
@@ -269,8 +314,8 @@ def everything(tmp_path_factory):
 def test_what_is_written(everything, name):
     document = everything.documents[name]
     assert set(document) == {
-        "artifact", "title", "scale", "quick", "claim", "held", "verdict", "columns", "lines",
-        "rows", "environment",
+        "kind", "schema_version", "artifact", "title", "scale", "quick", "claim", "held", "verdict",
+        "columns", "lines", "rows", "environment",
     }  # fmt: skip
     assert json.loads((everything.out / f"{name}.json").read_text()) == document
     assert document["quick"] is True
@@ -331,9 +376,8 @@ def test_what_was_measured(everything):
 
 
 def test_pictures_are_drawn_without_a_warning(tmp_path):
-    from hyperrbp.reporting.reproduction import draw_pictures
-
-    draw_pictures(tmp_path / "x.png", "title", {"original": torch.zeros(2, 8, 8)})
+    images = Images({"original": torch.zeros(2, 8, 8)})
+    draw(Finding([], None, "", figure=images), "title", "", tmp_path / "x.png")
 
 
 def test_each_run_was_run_once(everything):
@@ -347,26 +391,25 @@ def test_each_run_was_run_once(everything):
 
 def test_what_is_there_is_not_run_again(everything, monkeypatch, tmp_path):
     shrink(monkeypatch)
-    calls, told = Calls(), []
+    calls, events = Calls(), []
     calls.count(monkeypatch)
 
-    class Listener(Audience):
-        def begun(self, run_specs, done):
-            told.append((len(run_specs), done))
+    class Follower(ReproductionCallback):
+        def on_start(self, context):
+            events.append((len(context.run_specs), context.done))
 
-        def watch(self, spec):
-            told.append(spec.name)
-            return Watch()
+        def on_progress(self, progress):
+            events.append(progress)
 
-        def left(self):
-            told.append("left")
+        def on_end(self):
+            events.append("end")
 
     before = (everything.out / "table1.json").read_bytes()
     files = ["table1", "figure1"]
-    documents = reproduce(files, QUICK, everything.out, Listener())
+    reports = reproduce(files, QUICK, everything.out, Follower())
     assert calls.run_specs == []
-    assert told == [(6, 6), "left"]
-    assert [d["artifact"] for d in documents] == files
+    assert events == [(6, 6), "end"]
+    assert [report.artifact for report in reports] == files
     assert (everything.out / "table1.json").read_bytes() == before
 
 
@@ -380,10 +423,10 @@ def test_a_run_of_another_recipe_is_refused(everything, monkeypatch):
 def test_another_device_or_number_of_threads_is_no_other_recipe(everything, monkeypatch):
     shrink(monkeypatch)
     monkeypatch.setitem(SMALL["hopfield"], "threads", 2)
-    spec = find("figure1").run_specs(QUICK)[0]
-    done = spec.outcome(everything.out / "runs", None, Watch())
+    spec = ARTIFACTS["figure1"].run_specs(QUICK)[0]
+    done = spec.outcome(everything.out / "runs", None, ignore)
     assert done.failure is None
-    assert done.result["status"] == "done"
+    assert done.result_of(RunResult).finished
 
 
 # --- interrupted, absent, damaged ----------------------------------------------------------------
@@ -400,7 +443,7 @@ def test_an_interrupted_reproduction_goes_on(small, monkeypatch):
     assert len(records_of(stopped)) == 1
     assert not stopped.result_file.exists()
     reproduce(["figure1"], QUICK, small / "cut")
-    assert calls.run_specs[2:] == [spec.name for spec in find("figure1").run_specs(QUICK)][1:]
+    assert calls.run_specs[2:] == [spec.name for spec in ARTIFACTS["figure1"].run_specs(QUICK)][1:]
     reproduce(["figure1"], QUICK, small / "whole")
     one, two = (json.loads((small / at / "figure1.json").read_text()) for at in ("cut", "whole"))
     assert one == two
@@ -433,24 +476,31 @@ def test_absent_data_are_said_and_no_fault(tmp_path, monkeypatch, name):
 
 
 def test_figures_of_tuning_say_what_was_not_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(tuning, "METHODS", ("neumann",))
-    monkeypatch.setattr(tuning, "QUICK_SPECS", tuple((12 + n, 2) for n in range(8)))
-    absent = Outcome(RunFolder(tmp_path / "none"), {}, "not run: files absent")
+    replace(monkeypatch, TUNING, "METHODS", ("neumann",))
+    replace(monkeypatch, TUNING, "QUICK_SPECS", tuple((12 + n, 2) for n in range(8)))
+    absent = Outcome(RunFolder(tmp_path / "none"), None, "not run: files absent")
     for name in ("figure4", "figure5", "figure6"):
-        run_specs = find(name).run_specs(Plan())
+        run_specs = ARTIFACTS[name].run_specs(Plan())
         outcomes = {spec.name: absent for spec in run_specs}
-        monkeypatch.setattr(tuning, "draw_panels", lambda *a, **k: None)
-        monkeypatch.setattr(tuning, "draw_scatter", lambda *a, **k: None)
-        finding = find(name).finding(Plan(), outcomes, tmp_path / "x.png")
+        finding = ARTIFACTS[name].finding(Plan(), outcomes)
         assert finding.held is None
         assert finding.verdict == "not run"
 
 
-def test_a_cell_says_why_it_came_to_nothing(tmp_path, monkeypatch):
+def ended(status: str) -> EquilibriumResult:
+    return EquilibriumResult(
+        status=status, seed=0, device="cpu", seconds=0.0, peak_bytes=0, wall_seconds=0.0,
+        run_folder="", inexact_resumes=[], environment={}, weights="", system="hopfield",
+        method="neumann", trunc=1, updates=1, epochs=3, test={},
+        best=BestEpoch(epoch=0, validation={}),
+    )  # fmt: skip
+
+
+def test_an_outcome_says_why_there_is_no_result(tmp_path, monkeypatch):
     recipe = parse_any("system: hopfield\nthreads: 1")
     spec = TrainSpec("cell", recipe)
     errors = {
-        DataError("MNIST not found: x lacks y"): "not run: files absent",
+        MissingDataError("MNIST not found: x lacks y"): "not run: files absent",
         DataError("the file is cut"): "not run: the file is cut",
         DivergedError("epoch 3: the loss is not finite"): "epoch 3: the loss is not finite",
     }
@@ -460,12 +510,12 @@ def test_a_cell_says_why_it_came_to_nothing(tmp_path, monkeypatch):
             raise error
 
         monkeypatch.setattr(TrainSpec, "run", fails)
-        outcome = spec.outcome(tmp_path, None, Watch())
-        assert (outcome.result, outcome.failure) == ({}, words)
+        outcome = spec.outcome(tmp_path, None, ignore)
+        assert (outcome.result, outcome.failure) == (None, words)
     folder = RunFolder(tmp_path / "cell")
     folder.create(recipe)
-    folder.write_result({"status": "epoch 3: the loss is not finite"})
-    assert spec.outcome(tmp_path, None, Watch()).failure == "epoch 3: the loss is not finite"
+    folder.write_result(ended("epoch 3: the loss is not finite"))
+    assert spec.outcome(tmp_path, None, ignore).failure == "epoch 3: the loss is not finite"
     assert spec.done(tmp_path)
 
 
@@ -474,32 +524,29 @@ def test_a_cell_says_why_it_came_to_nothing(tmp_path, monkeypatch):
 
 @dataclass
 class Fake(Outcome):
-    """An outcome that was never run."""
+    """An outcome that was never run; a field that a record or result does not give is unset."""
 
     given: list[dict] = field(default_factory=list)
 
-    def records(self) -> list[dict]:
-        return self.given
+    def records(self, expected):
+        return [expected.model_construct(**one) for one in self.given]
+
+    def result_of(self, expected):
+        given = self.result
+        return expected.model_construct(**given) if isinstance(given, dict) else given
 
 
-def fake(result: dict | None = None, records: list[dict] | None = None, failure=None) -> Fake:
-    done = {"status": "done"} if result is None else result
+def fake(result=MISSING, records: list[dict] | None = None, failure=None) -> Fake:
+    done = {"status": "done"} if result is MISSING else result
     return Fake(RunFolder(Path("nowhere")), done, failure, records or [])
-
-
-@pytest.fixture
-def undrawn(monkeypatch):
-    for module in (memory, citation, tuning):
-        for name in ("draw_table", "draw_panels", "draw_pictures", "draw_scatter"):
-            monkeypatch.setattr(module, name, lambda *a, **k: None, raising=False)
 
 
 def table1(losses: Callable[[str, int, int], Fake], plan: Plan):
     outcomes = {}
-    for spec in find("table1").run_specs(plan):
+    for spec in ARTIFACTS["table1"].run_specs(plan):
         gradient = spec.recipe.gradient
         outcomes[spec.name] = losses(gradient.method, gradient.trunc, spec.recipe.seed)
-    return find("table1").finding(plan, outcomes, Path("x.png"))
+    return ARTIFACTS["table1"].finding(plan, outcomes)
 
 
 def falling(*losses: float) -> Fake:
@@ -513,7 +560,7 @@ def as_in_the_paper(method, trunc, seed):
     return falling(*(POOR if method == "rbp" and trunc < 30 else GOOD))
 
 
-def test_table_1_holds(undrawn):
+def test_table_1_holds():
     finding = table1(as_in_the_paper, Plan(seeds=4))
     assert finding.held is True
     assert finding.verdict == (
@@ -540,11 +587,11 @@ def test_table_1_holds(undrawn):
         lambda m, k, s: falling(*GOOD) if (m, k) == ("rbp", 10) else as_in_the_paper(m, k, s),
     ],
 )
-def test_table_1_does_not_hold(undrawn, spoilt):
+def test_table_1_does_not_hold(spoilt):
     assert table1(spoilt, Plan(seeds=4)).held is False
 
 
-def test_table_1_counts_a_diverged_run_as_failed(undrawn):
+def test_table_1_counts_a_diverged_run_as_failed():
     def diverged(method, trunc, seed):
         found = as_in_the_paper(method, trunc, seed)
         if (method, trunc, seed) == ("neumann", 10, 0):
@@ -559,7 +606,7 @@ def test_table_1_counts_a_diverged_run_as_failed(undrawn):
 
 
 @pytest.mark.parametrize(("quick", "succeeded"), [(True, 0), (False, 4)])
-def test_table_1_begins_where_it_says(undrawn, quick, succeeded):
+def test_table_1_begins_where_it_says(quick, succeeded):
     """0.45 is below half of the untrained network's loss, and not of the first epoch's."""
     finding = table1(lambda m, k, s: falling(1.0, 0.8, 0.45), Plan(quick, seeds=4))
     assert {row["succeeded"] for row in finding.rows} == {succeeded}
@@ -570,16 +617,16 @@ def test_table_1_begins_where_it_says(undrawn, quick, succeeded):
 
 
 def absent() -> Fake:
-    return fake({}, failure="not run: files absent")
+    return fake(None, failure="not run: files absent")
 
 
-def test_table_1_of_nothing(undrawn):
+def test_table_1_of_nothing():
     finding = table1(lambda m, k, s: absent(), Plan(seeds=1))
     assert finding.held is None
     assert finding.rows == []
 
 
-def test_table_1_without_one_of_rbps_rows(undrawn):
+def test_table_1_without_one_of_rbps_rows():
     finding = table1(
         lambda m, k, s: absent() if (m, k) == ("rbp", 10) else as_in_the_paper(m, k, s),
         Plan(seeds=1),
@@ -587,14 +634,14 @@ def test_table_1_without_one_of_rbps_rows(undrawn):
     assert finding.held is None
 
 
-def test_table_1_without_one_of_the_methods(undrawn):
+def test_table_1_without_one_of_the_methods():
     finding = table1(
         lambda m, k, s: absent() if m == "cg" else as_in_the_paper(m, k, s), Plan(seeds=1)
     )
     assert finding.held is None
 
 
-def test_table_1_with_a_loss_that_was_never_finite(undrawn):
+def test_table_1_with_a_loss_that_was_never_finite():
     def never(method, trunc, seed):
         found = as_in_the_paper(method, trunc, seed)
         if (method, trunc, seed) == ("neumann", 10, 0):
@@ -607,7 +654,7 @@ def test_table_1_with_a_loss_that_was_never_finite(undrawn):
 
 def table2(accuracies: dict[str, dict[str, float]], spread: float = 0.0, seeds: int = 2):
     plan, outcomes = Plan(seeds=seeds), {}
-    artifact = find("table2")
+    artifact = ARTIFACTS["table2"]
     for spec in artifact.run_specs(plan):
         mean = accuracies.get(spec.recipe.data.name, {}).get(spec.recipe.gradient.method)
         sign = 1 if spec.recipe.seed else -1
@@ -616,16 +663,16 @@ def table2(accuracies: dict[str, dict[str, float]], spread: float = 0.0, seeds: 
             if mean is None
             else fake({"status": "done", "test": {"accuracy": (mean + sign * spread) / 100}})
         )
-    return artifact.finding(plan, outcomes, Path("x.png"))
+    return artifact.finding(plan, outcomes)
 
 
 PAPER2 = {name: {m: mean for m, (mean, _) in row.items()} for name, row in TABLE2.items()}
 
 
 @pytest.fixture
-def baseline(monkeypatch, undrawn):
+def baseline(monkeypatch):
     monkeypatch.setattr(
-        citation.Table2,
+        table2_module.Table2,
         "_baseline",
         staticmethod(lambda plan, data: [TABLE2[data]["baseline"][0]] * 2),
     )
@@ -681,21 +728,21 @@ def test_table_2_in_part_and_not_at_all(baseline):
 
 def figure4(last: Callable[[str, int], float], given: tuple[str, ...] = METHODS):
     plan, outcomes = Plan(), {}
-    for spec in find("figure4").run_specs(plan):
+    for spec in ARTIFACTS["figure4"].run_specs(plan):
         method, steps = spec.recipe.gradient.method, spec.recipe.inner.steps
         records = [
             {"meta_step": 0, "meta_loss": 1.0},
             {"meta_step": 1, "meta_loss": 10 ** last(method, steps)},
         ]
         outcomes[spec.name] = fake(records=records) if method in given else absent()
-    return find("figure4").finding(plan, outcomes, Path("x.png"))
+    return ARTIFACTS["figure4"].finding(plan, outcomes)
 
 
 def as_published(method: str, steps: int) -> float:
     return {"tbptt": -3 + steps / 1000, "neumann": -2.95}.get(method, -3.0)
 
 
-def test_figure_4_holds(undrawn):
+def test_figure_4_holds():
     finding = figure4(as_published)
     assert finding.held is True
     assert finding.verdict == (
@@ -717,11 +764,11 @@ def test_figure_4_holds(undrawn):
         lambda m, t: -4 + t / 1600 if m == "tbptt" else as_published(m, t),  # TBPTT is best
     ],
 )
-def test_figure_4_does_not_hold(undrawn, last):
+def test_figure_4_does_not_hold(last):
     assert figure4(last).held is False
 
 
-def test_figure_4_of_too_little(undrawn):
+def test_figure_4_of_too_little():
     finding = figure4(as_published, given=("bptt", "tbptt"))
     assert (finding.held, finding.verdict) == (None, "not run")
 
@@ -729,19 +776,19 @@ def test_figure_4_of_too_little(undrawn):
 @pytest.mark.parametrize(
     ("time", "kept", "held"), [(2.0, 3.0, True), (0.9, 3.0, False), (2.0, 0.9, False)]
 )
-def test_table_3(undrawn, time, kept, held):
+def test_table_3(time, kept, held):
     plan = Plan()
-    (spec,) = find("table3").run_specs(plan)
-    outcomes = {spec.name: fake({"rows": ratios(time, kept)})}
-    finding = find("table3").finding(plan, outcomes, Path("x.png"))
+    (spec,) = ARTIFACTS["table3"].run_specs(plan)
+    outcomes = {spec.name: fake(made(ratios(time, kept)))}
+    finding = ARTIFACTS["table3"].finding(plan, outcomes)
     assert finding.held is held
     assert [row["trunc"] for row in finding.rows] == [10, 50, 100]
     assert f"time ×{time:.2f}, ×{time:.2f}, ×{time:.2f}" in finding.verdict
-    nothing = find("table3").finding(plan, {spec.name: absent()}, Path("x.png"))
+    nothing = ARTIFACTS["table3"].finding(plan, {spec.name: absent()})
     assert (nothing.held, nothing.verdict) == (None, "not run: files absent")
 
 
-def test_table_a1_counts(undrawn, monkeypatch):
+def test_table_a1_counts(monkeypatch):
     counts = {"cora": (2708, 5429, 7, 1433), "pubmed": (19717, 44338, 3, 500)}
 
     class Counted:
@@ -751,18 +798,18 @@ def test_table_a1_counts(undrawn, monkeypatch):
             ]
             self.edge_count = 11
 
-    monkeypatch.setattr(citation, "load_citations", Counted)
-    finding = find("tableA1").finding(Plan(), {}, Path("x.png"))
+    replace(monkeypatch, CITATION, "load_citations", Counted)
+    finding = ARTIFACTS["tableA1"].finding(Plan(), {})
     assert finding.held is True
     assert [row["network"] for row in finding.rows] == list(NETWORKS)
     counts["cora"] = (2708, 5278, 7, 1433)
-    assert find("tableA1").finding(Plan(), {}, Path("x.png")).held is False
+    assert ARTIFACTS["tableA1"].finding(Plan(), {}).held is False
 
 
 def memory_outcomes(rbp: float, steady: float) -> dict[str, Fake]:
     norms = [1.0] * 9 + [steady] * 3
     outcomes = {}
-    for spec in find("figure1").run_specs(Plan()):
+    for spec in ARTIFACTS["figure1"].run_specs(Plan()):
         last = rbp if spec.recipe.gradient.method == "rbp" else 0.1
         records = [
             {
@@ -778,30 +825,30 @@ def memory_outcomes(rbp: float, steady: float) -> dict[str, Fake]:
 @pytest.mark.parametrize(
     ("rbp", "steady", "held"), [(0.5, 0.01, True), (0.12, 0.01, False), (0.5, 0.2, False)]
 )
-def test_figure_1(undrawn, rbp, steady, held):
+def test_figure_1(rbp, steady, held):
     outcomes = memory_outcomes(rbp, steady)
-    finding = find("figure1").finding(Plan(), outcomes, Path("x.png"))
+    finding = ARTIFACTS["figure1"].finding(Plan(), outcomes)
     assert finding.held is held
     assert f"changes by {steady:.1%} of its first change" in finding.verdict
     name = next(name for name in outcomes if "-cg-" in name)
     outcomes[name] = absent()
-    assert find("figure1").finding(Plan(), outcomes, Path("x.png")).held is None
+    assert ARTIFACTS["figure1"].finding(Plan(), outcomes).held is None
 
 
 @pytest.mark.parametrize(
     ("neumann", "steady", "held"), [(0.62, 0.01, True), (0.7, 0.01, False), (0.62, 0.2, False)]
 )
-def test_figure_3(undrawn, neumann, steady, held):
+def test_figure_3(neumann, steady, held):
     outcomes = {}
-    for spec in find("figure3").run_specs(Plan()):
+    for spec in ARTIFACTS["figure3"].run_specs(Plan()):
         accuracy = neumann if spec.recipe.gradient.method == "neumann" else 0.6
         record = {
             "epoch": 0, "loss": 1.0, "validation": {"accuracy": accuracy},
             "change_norms": [2.0, 1.0, 2.0 * steady],
         }  # fmt: skip
-        result = {"status": "done", "best": {"validation": {"accuracy": accuracy}}}
+        result = {"status": "done", "best": BestEpoch(epoch=0, validation={"accuracy": accuracy})}
         outcomes[spec.name] = fake(result, [record])
-    finding = find("figure3").finding(Plan(), outcomes, Path("x.png"))
+    finding = ARTIFACTS["figure3"].finding(Plan(), outcomes)
     assert finding.held is held
     steadies = [row for row in finding.rows if row["panel"].startswith("‖")]
     assert [row["value"] for row in steadies[:3]] == [1.0, 0.5, steady]
@@ -858,5 +905,5 @@ def test_documents_are_written_whole(small, monkeypatch):
         real(path, content)
 
     monkeypatch.setattr(files, "write_atomically", watched)
-    reproduction.reproduce(["tableA1"], QUICK, small / "out")
+    reproduce(["tableA1"], QUICK, small / "out")
     assert {"tableA1.json", "tableA1.csv"} <= set(written)
