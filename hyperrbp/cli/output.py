@@ -41,13 +41,11 @@ def print_answer(answer: RenderableType) -> None:
 
 def print_json(document: Any) -> None:
     """Print one JSON document on stdout: a model, a list of models, or plain JSON."""
-    from pydantic import BaseModel
+    print(json.dumps(document, default=_plain, allow_nan=False))
 
-    models = document if isinstance(document, list) else [document]
-    if all(isinstance(model, BaseModel) for model in models):
-        plain = [model.model_dump(mode="json") for model in models]
-        document = plain if isinstance(document, list) else plain[0]
-    print(json.dumps(document))
+
+def _plain(model: Any) -> Any:
+    return model.model_dump(mode="json")
 
 
 def notify(line: str, style: str | None = None) -> None:

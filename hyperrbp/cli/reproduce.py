@@ -74,8 +74,7 @@ def reproduce(
         plan = Plan(quick, seeds, device, data_root, inexact_resume)
         reports = _run(names, plan, out, quiet)
         if as_json:
-            documents = [report.model_dump(mode="json") for report in reports]
-            print_json(documents if target == "all" else documents[0])
+            print_json(reports if target == "all" else reports[0])
         elif not quiet:
             _print(reports)
             notify(f"wrote {out} (PNG, CSV and JSON of each)")
