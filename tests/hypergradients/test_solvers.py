@@ -191,6 +191,16 @@ def test_a_solver_stops_at_its_tolerance(name):
 
 
 @pytest.mark.parametrize("name", ALL)
+def test_a_tolerance_of_zero_is_met_where_nothing_is_left(name):
+    found = solved(
+        replace(ALL[name], tolerance=0.0), torch.zeros(4, 4, dtype=torch.float64), normal(4), 50
+    )
+    assert found.status is Status.CONVERGED
+    assert found.products <= 4
+    assert found.residuals[-1] < 1e-15
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_a_truncation_that_is_not_reached_costs_nothing(name):
     found = solved(ALL[name], contraction(), normal(20, seed=1), 10**7)
     assert found.status is Status.CONVERGED
@@ -214,10 +224,11 @@ def test_what_is_not_finite_ends_a_solver(name, kind, poison, healthy):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_a_last_product_that_is_not_finite_is_not_passed_over(name):
+@pytest.mark.parametrize("poison", [math.nan, math.inf])
+def test_a_last_product_that_is_not_finite_is_not_passed_over(name, poison):
     J, g = contraction(), normal(20, seed=1)
     healthy = solved(ALL[name], J, g, 100).products - 1
-    found = ALL[name].solve(Ill(J, healthy, "both", math.nan, False), g, 100, torch.Generator())
+    found = ALL[name].solve(Ill(J, healthy, "both", poison, False), g, 100, torch.Generator())
     assert found.status is Status.NON_FINITE
     assert found.products == healthy + 1
 
