@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from hyperrbp.config.equilibrium import EquilibriumRecipe, GraphNetRecipe, HopfieldRecipe
 from hyperrbp.config.hyperparameters import unsupported_kinds
-from hyperrbp.config.keys import KeyFault
+from hyperrbp.config.key_paths import KeyFault
 from hyperrbp.config.recipe import Recipe
 from hyperrbp.config.schema import BaseRecipe
 from hyperrbp.config.sections import ADAM, AUTO, DataSection, HypergradientSection, ModelSection

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from hyperrbp.config import strict_yaml
 from hyperrbp.config.cross_checks import cross_check
 from hyperrbp.config.equilibrium import SYSTEMS
-from hyperrbp.config.keys import KeyPath, dotted
+from hyperrbp.config.key_paths import KeyPath, dotted
 from hyperrbp.config.recipe import Recipe
 from hyperrbp.config.schema import NAME, BaseRecipe
 from hyperrbp.config.validation import faults

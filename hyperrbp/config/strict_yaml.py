@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from hyperrbp.config.keys import KeyPath, dotted
+from hyperrbp.config.key_paths import KeyPath, dotted
 from hyperrbp.exceptions import Fault, RecipeError
 
 # Both far beyond any use:

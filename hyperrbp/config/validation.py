@@ -12,7 +12,7 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from hyperrbp.config.keys import KeyFault, KeyPath, dotted
+from hyperrbp.config.key_paths import KeyFault, KeyPath, dotted
 from hyperrbp.runtime.suggestions import did_you_mean, not_one_of, shown
 
 

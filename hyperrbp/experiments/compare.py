@@ -13,7 +13,7 @@ from statistics import median, quantiles
 from typing import Any
 
 from hyperrbp.config.cross_checks import cross_check
-from hyperrbp.config.keys import dotted
+from hyperrbp.config.key_paths import dotted
 from hyperrbp.config.recipe import Recipe
 from hyperrbp.exceptions import HyperrbpError, MemoryExhaustedError, UsageError
 from hyperrbp.experiments import measurement

@@ -34,6 +34,7 @@ from hyperrbp.config.recipe import Recipe
 from hyperrbp.config.schema import BaseRecipe
 from hyperrbp.exceptions import CheckpointError, StorageError, UsageError
 from hyperrbp.experiments import checkpoint
+from hyperrbp.experiments.resume import accept_environment, check_recipe, differences
 from hyperrbp.runtime import files
 from hyperrbp.runtime.locks import LOCK, held
 
@@ -129,17 +130,7 @@ class RunFolder:
         Raises:
             CheckpointError: naming each key that differs.
         """
-        began = read_any(self.recipe_file).model_dump()
-        changes = [
-            f"{key}: {old!r} → {new!r}"
-            for key, old, new in _differences(began, recipe.model_dump())
-            if key not in (*recipe.may_change, *_MACHINE)
-        ]
-        if changes:
-            raise CheckpointError(
-                f"{self.path} was begun with another recipe ({'; '.join(changes)}); only"
-                f" {', '.join(recipe.may_change)} may change on --resume"
-            )
+        check_recipe(self.path, read_any(self.recipe_file), recipe)
 
     # --- checkpoints ------------------------------------------------------------------------------
 
@@ -171,30 +162,15 @@ class RunFolder:
         content, tensors = checkpoint.load(self.checkpoint_file)
         try:
             then, self.inexact_resumes = content["environment"], content["inexact_resumes"]
-            changed = {key: [old, new] for key, old, new in _differences(then, environment)}
+            changed = differences(then, environment)
         except (KeyError, AttributeError) as error:
             raise CheckpointError(
                 f"{self.checkpoint_file}: not of this version ({error})"
             ) from None
         if changed:
-            self._accept(changed, inexact)
+            accept_environment(self.path, changed, inexact)
+            self.inexact_resumes = [*self.inexact_resumes, changed]
         return content, tensors
-
-    def _accept(self, changed: InexactResume, inexact: bool) -> None:
-        """Note that the environment has changed, or refuse to go on in it."""
-        listed = "; ".join(f"{key}: {old!r} → {new!r}" for key, (old, new) in changed.items())
-        if not inexact:
-            raise CheckpointError(
-                f"{self.path} was begun in another environment ({listed}), and steps taken in this"
-                " one may differ in their last bits. Resume it in its own environment, or go on"
-                " with --inexact-resume: its recipe then no longer repeats the run bit for bit"
-            )
-        log.warning(
-            "resuming in another environment (%s): the recipe no longer repeats this run bit for"
-            " bit",
-            listed,
-        )
-        self.inexact_resumes = [*self.inexact_resumes, changed]
 
     # --- records ----------------------------------------------------------------------------------
 
@@ -312,18 +288,3 @@ def _is_json(line: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-_MACHINE = ("device", "threads")
-"""Keys of a recipe that say where it runs: the checkpoint watches over them."""
-
-
-def _differences(
-    old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
-) -> Iterator[tuple[str, Any, Any]]:
-    for key in {**old, **new}:
-        before, after = old.get(key), new.get(key)
-        if isinstance(before, dict) and isinstance(after, dict):
-            yield from _differences(before, after, f"{prefix}{key}.")
-        elif before != after:
-            yield f"{prefix}{key}", before, after
