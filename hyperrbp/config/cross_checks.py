@@ -12,8 +12,8 @@ from hyperrbp.config.equilibrium import EquilibriumRecipe, GraphNetRecipe, Hopfi
 from hyperrbp.config.hyperparameters import unsupported_kinds
 from hyperrbp.config.key_paths import KeyFault
 from hyperrbp.config.recipe import Recipe
+from hyperrbp.config.recipe_keys import ADAM, AUTO, DataSection, HypergradientSection, ModelSection
 from hyperrbp.config.schema import BaseRecipe
-from hyperrbp.config.sections import ADAM, AUTO, DataSection, HypergradientSection, ModelSection
 from hyperrbp.config.validation import option_faults
 from hyperrbp.data import sources
 from hyperrbp.data.builtin import BUILTIN_SETS

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Self
 
 from hyperrbp.config.hyperparameters import HyperparametersSection
-from hyperrbp.config.schema import BaseRecipe
-from hyperrbp.config.sections import (
+from hyperrbp.config.recipe_keys import (
     ADAM,
     DataSection,
     HypergradientSection,
@@ -17,6 +16,7 @@ from hyperrbp.config.sections import (
     ModelSection,
     RecordSection,
 )
+from hyperrbp.config.schema import BaseRecipe
 from hyperrbp.data import sources
 from hyperrbp.data.builtin import BUILTIN_SETS
 from hyperrbp.runtime import user_code

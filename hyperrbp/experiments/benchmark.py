@@ -16,7 +16,7 @@ from typing import get_args
 
 from hyperrbp.config.cross_checks import cross_check
 from hyperrbp.config.recipe import Recipe
-from hyperrbp.config.sections import OptimizerName
+from hyperrbp.config.recipe_keys import OptimizerName
 from hyperrbp.exceptions import HyperrbpError, MemoryExhaustedError, UsageError
 from hyperrbp.experiments.optimizer_runs import (
     OPTIMIZER_SPECS,

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from hyperrbp.config.recipe import Recipe
-from hyperrbp.config.sections import MetaSection
+from hyperrbp.config.recipe_keys import MetaSection
 from hyperrbp.data.batches import ShuffledBatches
 from hyperrbp.data.builtin import data_root
 from hyperrbp.exceptions import UsageError

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from hyperrbp.config.sections import ADAM, AUTO
+from hyperrbp.config.recipe_keys import ADAM, AUTO
 from hyperrbp.experiments.experiment import Experiment
 from hyperrbp.hypergradients.settings import GradientSettings
 from hyperrbp.optimizers.adam import Adam, MethodSelector

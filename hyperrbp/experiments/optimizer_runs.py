@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from hyperrbp.config.recipe import Recipe
-from hyperrbp.config.sections import ADAM, OptimizerName
+from hyperrbp.config.recipe_keys import ADAM, OptimizerName
 from hyperrbp.exceptions import DivergedError, UsageError
 from hyperrbp.experiments.results.benchmark import BenchmarkRun, Box, RunStatus
 from hyperrbp.optimizers import OPTIMIZERS

@@ -19,7 +19,7 @@ _MACHINE = ("device", "threads")
 """Keys of a recipe that say where it runs: they are compared with the environment."""
 
 
-def check_recipe(folder: Path, began: BaseRecipe, recipe: BaseRecipe) -> None:
+def check_same_recipe(folder: Path, began: BaseRecipe, recipe: BaseRecipe) -> None:
     """Refuse to go on with another recipe than the one that the run began with.
 
     Args:

@@ -34,7 +34,7 @@ from hyperrbp.config.recipe import Recipe
 from hyperrbp.config.schema import BaseRecipe
 from hyperrbp.exceptions import CheckpointError, StorageError, UsageError
 from hyperrbp.experiments import checkpoint
-from hyperrbp.experiments.resume import accept_environment, check_recipe, differences
+from hyperrbp.experiments.resume import accept_environment, check_same_recipe, differences
 from hyperrbp.runtime import files
 from hyperrbp.runtime.locks import LOCK, held
 
@@ -130,7 +130,7 @@ class RunFolder:
         Raises:
             CheckpointError: naming each key that differs.
         """
-        check_recipe(self.path, read_any(self.recipe_file), recipe)
+        check_same_recipe(self.path, read_any(self.recipe_file), recipe)
 
     # --- checkpoints ------------------------------------------------------------------------------
 

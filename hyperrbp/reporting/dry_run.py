@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hyperrbp.config.sections import ADAM
+from hyperrbp.config.recipe_keys import ADAM
 from hyperrbp.experiments.results.dry_run import DryRunReport
 from hyperrbp.reporting.formatting import duration, human_bytes
 

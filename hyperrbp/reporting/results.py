@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hyperrbp.config.recipe import describe_tuner
-from hyperrbp.config.sections import ADAM
+from hyperrbp.config.recipe_keys import ADAM
 from hyperrbp.experiments.results.run import RunResult
 from hyperrbp.experiments.results.train import EquilibriumResult, InnerRunResult, TrainResult
 from hyperrbp.experiments.results.tune import ReplicateComparison, Spread, TuneResult

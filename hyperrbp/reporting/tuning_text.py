@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from hyperrbp.config.recipe import Recipe, describe_tuner
-from hyperrbp.config.sections import ADAM
+from hyperrbp.config.recipe_keys import ADAM
 from hyperrbp.experiments.results.examination import ExaminationReport
 from hyperrbp.experiments.results.records import GradientRecord, StepRecord
 from hyperrbp.optimizers.successive_halving import screening_steps
