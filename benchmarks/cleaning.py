@@ -43,12 +43,12 @@ ROWS = {
     "random": "all 5,000, the best of 40 random weightings",
     "validation": "the 5,000 validation digits themselves",
 }
-DRAWS = 40
+SAMPLES = 40
 """About as many training runs as the tuning takes."""
 
 
 def accuracy(at: Experiment, problem: TrainingRun, theta: torch.Tensor) -> float:
-    return problem.accuracy(problem.last_state(theta), at.heldout)
+    return problem.accuracy(problem.last_state(theta), at.data.heldout)
 
 
 def experiment(data_root: Path, seed: int, settings: dict) -> Experiment:
@@ -59,14 +59,14 @@ def experiment(data_root: Path, seed: int, settings: dict) -> Experiment:
 
 
 def random(at: Experiment, seed: int) -> dict:
-    """The best validation loss of weights drawn uniformly in the search box, in θ."""
+    """The best validation loss of weights sampled uniformly in the search box, in θ."""
     problem, (low, high) = at.problem(), at.box
-    draw = torch.Generator().manual_seed(seed)
+    source = torch.Generator().manual_seed(seed)
     found = []
-    for _ in range(DRAWS):
-        theta = low + (high - low) * torch.rand(len(low), generator=draw)
+    for _ in range(SAMPLES):
+        theta = low + (high - low) * torch.rand(len(low), generator=source)
         h = problem.last_state(theta)
-        found.append((float(problem.loss(h)), problem.accuracy(h, at.heldout)))
+        found.append((float(problem.loss(h)), problem.accuracy(h, at.data.heldout)))
     return {"random": min(found)[1], "random_loss": min(found)[0]}
 
 
@@ -76,7 +76,7 @@ def one(at: Experiment, seed: int) -> dict:
     clean = at.theta.clone()
     clean[~wrong], clean[wrong] = 20.0, -20.0  # weights of 2 and 0: the mean over the clean ones
     other = copy.copy(problem)
-    other._batches = ShuffledBatches(at.validation, at.recipe.inner.batch_size, seed)
+    other._batches = ShuffledBatches(at.data.validation, at.recipe.inner.batch_size, seed)
     optimizer = meta_optimizer(at)
     state = optimizer.init(at.theta)
     started = time.process_time()
@@ -133,7 +133,7 @@ def report(out: Path) -> None:
     axes[0].legend(title="label", frameon=False)
     figure.savefig(HERE / "figures" / "cleaning.png", dpi=144)
 
-    def cell(runs: list[dict], row: str) -> str:
+    def entry(runs: list[dict], row: str) -> str:
         values = [100 * run[row] for run in runs]
         return f"{mean(values):.2f}% ± {stdev(values):.2f}"
 
@@ -163,7 +163,7 @@ def report(out: Path) -> None:
         "| trained on | " + " | ".join(found) + " |",
         "|---|" + "---|" * len(found),
         *(
-            f"| {title} | " + " | ".join(cell(runs, row) for runs in found.values()) + " |"
+            f"| {title} | " + " | ".join(entry(runs, row) for runs in found.values()) + " |"
             for row, title in ROWS.items()
         ),
         *(

@@ -319,18 +319,18 @@ def markdown(document: Mapping[str, Any]) -> str:
         lines.append("")
     if found := document.get("growth"):
         lines += [
-            "A Neumann meta step as one size grows, and the slope in a log-log plot (0: it does not"
+            "A Neumann meta step as one size grows, and the exponent of a power law (0: it does not"
             " grow; 1: linear):",
             "",
-            "| against | sizes | seconds | slope | kept | slope |",
+            "| against | sizes | seconds | exponent | kept | exponent |",
             "|---|---|---|---|---|---|",
         ]
         for name, points in found.items():
             cells = [name, ", ".join(f"{point['size']:,}" for point in points)]
             for key, show in (("seconds", lambda v: f"{v:.3g}"), ("kept", human_bytes)):
                 cells.append(", ".join(show(point[key]) for point in points))
-                slope = log_log_exponent([(point["size"], point[key]) for point in points])
-                cells.append(f"{slope:.2f}")
+                exponent = log_log_exponent([(point["size"], point[key]) for point in points])
+                cells.append(f"{exponent:.2f}")
             lines.append(f"| {' | '.join(cells)} |")
         lines.append("")
     if long := document.get("long_run"):

@@ -45,9 +45,9 @@ def tuned(console: Console) -> None:
 
 
 def checked(console: Console, figure: Path) -> None:
-    document = check_recipe(read(find("digits")))
-    console.print(page(document), highlight=False)
-    draw_check(document, figure)
+    report = check_recipe(read(find("digits")))
+    console.print(page(report), highlight=False)
+    draw_check(report, figure)
 
 
 def main() -> None:

@@ -82,7 +82,7 @@ def table(out: Path, data_root: Path) -> None:
             )["gradient"]
             for settings in field():
                 file = folder / f"{label(settings)}.json".replace(" ", "").replace(",", "-")
-                kept(file, lambda: cell(at, settings, exact))  # noqa: B023
+                kept(file, lambda: measured(at, settings, exact))  # noqa: B023
             kept(folder / "choice.json", lambda: choice(at, exact))  # noqa: B023
             print(f"T = {steps}, {name}: done", flush=True)
 
@@ -96,7 +96,7 @@ def tuned(now: Experiment, meta_steps: int) -> dict:
     raise AssertionError
 
 
-def cell(at: LastState, settings: GradientSettings, exact: Sequence[float]) -> dict:
+def measured(at: LastState, settings: GradientSettings, exact: Sequence[float]) -> dict:
     row = {
         "method": settings.method,
         "label": label(settings),

@@ -14,6 +14,7 @@ from systems import small_training_run
 
 from hyperrbp.cli.exit_codes import EXIT_CODES, NOT_TRUSTED
 from hyperrbp.config.loading import parse
+from hyperrbp.experiments.results.check import CheckReport
 from hyperrbp.experiments.tune import tune_recipe
 from hyperrbp.hypergradients import Averaging, hypergradient
 from hyperrbp.hypergradients.diagnostics.examination import examine
@@ -165,10 +166,10 @@ def test_a_run_that_diverges_has_no_gradient_to_ask_about():
 
 def test_a_page_says_what_it_knows_and_no_more(capsys):
     done = run("check", "tiny.yaml", "--no-exact", "--json", "-q")
-    document = json.loads(done.stdout)
+    report = CheckReport.model_validate_json(done.stdout)
     from rich.console import Console
 
-    Console(width=100).print(page(document))
+    Console(width=100).print(page(report))
     said = capsys.readouterr().out
     assert "exact gradient against" not in said
     assert "None" not in said
