@@ -1,4 +1,4 @@
-"""The sections of a tuning recipe, one class each; ``hyperparameters`` has a module of its own."""
+"""The keys of a tuning recipe, one class a section; ``hyperparameters`` has its own module."""
 
 from __future__ import annotations
 

@@ -522,7 +522,7 @@ def test_a_diagnosis_tells_of_a_map_that_does_not_contract():
         ({"updates": 0}, "at least 1 update, not 0"),
         ({"settled": -1.0}, "at least 0, not -1"),
         ({"steps": 0}, "at least 1"),
-        ({"method": "tbptt", "steps": 10, "updates": 9}, "differentiates 10 updates; there are only 9"),
+        ({"method": "tbptt", "steps": 10, "updates": 9}, "10 updates; there are only 9"),
         ({"params": []}, "non-empty list or mapping of tensors"),
         ({"params": {}}, "non-empty list or mapping of tensors"),
         ({"params": {"W": 1.0}}, "non-empty list or mapping of tensors"),
