@@ -29,7 +29,7 @@ def test_show_draws(finished, elsewhere, count, ending, start):
     assert len(figure) > 5000
 
 
-def test_a_figure_that_cannot_be_drawn(finished):
+def test_a_figure_that_cannot_be_written(finished):
     out, _ = finished
     assert_refused(run("show", out, "--figure", "a.xyz"), 2, "--figure a.xyz: ", "xyz")
     assert_refused(run("show", out, "--figure", "no/a.png"), 9, "no/a.png: No such file")

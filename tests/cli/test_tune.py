@@ -130,7 +130,7 @@ def test_quiet_prints_nothing(elsewhere):
     assert result_of(elsewhere / "here")["status"] == "done"
 
 
-def test_on_a_terminal_the_display_is_redrawn(elsewhere, monkeypatch):
+def test_on_a_terminal_the_display_is_updated(elsewhere, monkeypatch):
     screen = io.StringIO()
     for name, value in (("_file", screen), ("_force_terminal", True), ("is_interactive", True)):
         monkeypatch.setattr(stderr, name, value)

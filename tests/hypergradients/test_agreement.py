@@ -49,6 +49,39 @@ def test_agreement_neither_overflows_nor_vanishes(scale):
     assert found.sign_agreement == 0.5
 
 
+@pytest.mark.parametrize(
+    ("found", "exact", "descent"),
+    [
+        ([3.0, 4.0], [1.0, 2.0], 1.0),
+        ([-3.0, 4.0], [1.0, 3.0], 0.5),
+        ([-3.0, 4.0], [1e-200, 3e-200], 0.5),
+        ([-1.0, -1e-300], [1.0, 2.0], -1.0),
+        ([0.0, 5.0], [1.0, -3.0], -0.75),
+        ([0.0, 0.0], [1.0, -3.0], 0.0),
+        ([1.0, 1.0], [0.0, 0.0], None),
+        ([math.nan, 1.0], [1.0, 1.0], None),
+        ([1.0, 1.0], [math.nan, 1.0], None),
+        ([math.inf, 1.0], [1.0, 1.0], None),
+        ([1.0, 1.0], [1.0, -math.inf], None),
+        ([1.0, -1.0], [1.5e308, 0.5e308], 0.5),
+        ([1.0, 1.0], [1.7e308, 1.7e308], None),
+    ],
+)
+def test_the_share_of_the_steepest_decrease_that_is_kept(found, exact, descent):
+    kept = agreement(found, exact).descent
+    assert kept is descent or kept == pytest.approx(descent, rel=1e-12)
+
+
+def test_what_is_not_a_number_has_no_sign():
+    assert agreement([math.nan, 1.0], [0.0, 1.0]).sign_agreement == 0.5
+
+
+@pytest.mark.parametrize("value", [1.0, 0.0])
+def test_gradients_of_different_lengths_are_not_compared(value):
+    with pytest.raises(ValueError, match="longer"):
+        agreement([value], [value, value])
+
+
 def test_agreement_by_kind_and_overall():
     exact = {"rate": {"a": 3.0, "b": 4.0}, "momentum": {"a": 0.0, "b": -12.0}}
     found = {"momentum": {"a": 0.0, "b": 6.0}, "rate": {"a": 6.0, "b": 8.0}}

@@ -375,7 +375,7 @@ def test_what_was_measured(everything):
     assert len(documents["figure6"]["rows"]) == 2 * 2
 
 
-def test_pictures_are_drawn_without_a_warning(tmp_path):
+def test_pictures_are_plotted_without_a_warning(tmp_path):
     images = Images({"original": torch.zeros(2, 8, 8)})
     draw(Finding([], None, "", figure=images), "title", "", tmp_path / "x.png")
 

@@ -47,7 +47,7 @@ def legends_of(rows, file, monkeypatch):
     ]
 
 
-def test_costs_are_drawn_against_k(tmp_path, monkeypatch):
+def test_costs_are_plotted_against_k(tmp_path, monkeypatch):
     rows = [r for r in LEVEL + LINEAR if r["train_steps"] == 1000]
     rows.append(lost("cg", 10, "failed", "no"))
     assert legends_of(rows, tmp_path / "a.png", monkeypatch) == [
@@ -56,7 +56,7 @@ def test_costs_are_drawn_against_k(tmp_path, monkeypatch):
     ]
 
 
-def test_costs_are_drawn_against_k_and_t(tmp_path, monkeypatch):
+def test_costs_are_plotted_against_k_and_t(tmp_path, monkeypatch):
     assert legends_of(LEVEL + LINEAR, tmp_path / "b.png", monkeypatch) == [
         ("K (T = 1000)", "seconds a meta-gradient", ["bptt", "tbptt: 1.00"]),
         ("T (K = 100)", "seconds a meta-gradient", ["bptt: 1.00", "tbptt: -2.00"]),
@@ -66,7 +66,7 @@ def test_costs_are_drawn_against_k_and_t(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("rows", [LEVEL[:1], LEVEL])
-def test_costs_of_bptt_alone_are_drawn(tmp_path, monkeypatch, rows):
+def test_costs_of_bptt_alone_are_plotted(tmp_path, monkeypatch, rows):
     legends = legends_of(rows, tmp_path / "c.png", monkeypatch)
     assert any(label.startswith("bptt") for _, _, labels in legends for label in labels)
 

@@ -250,7 +250,7 @@ print(json.dumps(ends))
 """
 
 
-def test_who_comes_second_is_told_before_pytorch_is_imported(tmp_path):
+def test_who_comes_second_is_refused_before_pytorch_is_imported(tmp_path):
     """tune and train in a folder in use: code 10, one line, and no torch. Breaks if it comes first.
 
     Whoever comes second would otherwise wait for seconds.

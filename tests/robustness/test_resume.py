@@ -85,7 +85,7 @@ TUNING: dict[str, Any] = {
 NOT_COMPARED = {
     *("device", "threads"),  # the checkpoint watches over them
     "meta.steps",  # more are welcome
-    "meta.optimizer",  # not with the decay that is there: see the test of another walk
+    "meta.optimizer",  # not with the decay that is there: see the test of another optimizer
     "data.options",  # digits have none
     # Refused with an implicit method or a training loss, whatever was there before.
     *("hyperparameters.learning_rate.segments", "hyperparameters.momentum.segments"),
