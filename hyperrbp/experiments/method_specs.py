@@ -1,4 +1,4 @@
-"""Who takes part in a comparison: a gradient method with its options, K and T."""
+"""Names the gradient methods of a comparison, each with its options, K and T."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hyperrbp.exceptions import RecipeError, UsageError
 from hyperrbp.hypergradients import method_class
 
 BASELINE = "bptt"
-"""What the ratios are taken to: plain, unrolled back-propagation, as in the paper's Table 3."""
+"""The method to whose costs the ratios are taken: plain, unrolled back-propagation, as in the paper's Table 3."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,11 @@ class MethodSpec:
 
     @property
     def label(self) -> str:
-        """As it is named on the command line: ``bptt:keep=states``."""
+        """Return its name on the command line: ``bptt:keep=states``."""
         return ":".join([self.method, *(f"{key}={value}" for key, value in self.options)])
 
     def recipe(self, recipe: Recipe) -> Recipe:
-        """The recipe with this spec's method and T in place of its own."""
+        """Return the recipe with this spec's method and T in place of its own."""
         section = recipe.gradient
         averaging = section.averaging
         if averaging.estimator not in ("auto", *method_class(self.method).estimators):
@@ -54,7 +54,7 @@ class MethodSpec:
 def method_specs(
     methods: Sequence[str], truncs: Sequence[int], train_steps: Sequence[int]
 ) -> list[MethodSpec]:
-    """Every method for every K that it has a use for and every T, the baseline first.
+    """Return every method for every K that it has a use for and every T, the baseline first.
 
     Args:
         methods: names, each with options if need be: ``bptt:keep=states``.
@@ -77,7 +77,7 @@ def method_specs(
 
 
 def parsed(text: str) -> tuple[str, tuple[tuple[str, Any], ...]]:
-    """The method and the options in ``METHOD:option=value:…``.
+    """Return the method and the options in ``METHOD:option=value:…``.
 
     Raises:
         UsageError: for an unknown method, or an option that is not ``option=value``.
