@@ -12,7 +12,7 @@ from hyperrbp.exceptions import RecipeError, UsageError
 from hyperrbp.hypergradients import method_class
 
 BASELINE = "bptt"
-"""The method to whose costs the ratios are taken: plain, unrolled back-propagation, as in the paper's Table 3."""
+"""The method to whose costs the ratios are taken: unrolled back-propagation, as in Table 3."""
 
 
 @dataclass(frozen=True)
