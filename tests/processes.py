@@ -13,25 +13,24 @@ from pathlib import Path
 import pytest
 import torch
 
+PRELOADED = [
+    "pytest",
+    "matplotlib.pyplot",
+    "sklearn.datasets",
+    "torch._dynamo",
+    "hyperrbp.cli.app",
+    "hyperrbp.experiments.tune",
+    "hyperrbp.experiments.train",
+    "hyperrbp.experiments.measurement",
+    "hyperrbp.reporting.check",
+    "hyperrbp.reporting.comparison",
+    "hyperrbp.reporting.tuning_lines",
+    "hyperrbp.reporting.tensorboard",
+    "hyperrbp.reporting.training_tensorboard",
+]
 FORKS = multiprocessing.get_context("forkserver")
 """Processes forked from one that has imported what takes long, one to all tests of a worker."""
-FORKS.set_forkserver_preload(
-    [
-        *("pytest", "matplotlib.pyplot", "sklearn.datasets", "torch._dynamo"),
-        *(
-            "hyperrbp.cli.app",
-            "hyperrbp.experiments.tune",
-            "hyperrbp.experiments.train",
-            "hyperrbp.experiments.measurement",
-        ),
-        *(
-            "hyperrbp.reporting.check",
-            "hyperrbp.reporting.comparison",
-            "hyperrbp.reporting.tuning_lines",
-        ),
-        *("hyperrbp.reporting.tensorboard", "hyperrbp.reporting.training_tensorboard"),
-    ]
-)
+FORKS.set_forkserver_preload(PRELOADED)
 
 CALLS = (
     (os, "open"),

@@ -11,11 +11,13 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from commands import run
 from factories import memory_text, tuning_text
+from processes import PRELOADED
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from typer.main import get_command
 
@@ -121,6 +123,26 @@ def test_a_gradient_method_knows_of_problems_only_what_all_have_in_common(method
     assert file.parent == PACKAGE / "hypergradients"
     ours = {module for module in imports(file) if module.startswith("hyperrbp.problems.")}
     assert all(f"{module}.".startswith("hyperrbp.problems.base.") for module in ours)
+
+
+# --- tests ----------------------------------------------------------------------------------------
+
+TESTS = ROOT / "tests"
+
+
+def test_the_tests_mirror_the_package():
+    folders = {file.parent.name for file in TESTS.glob("*/test_*.py")}
+    assert {room.name for room in ROOMS} >= folders - {"contract", "docs", "robustness"}
+
+
+def test_no_test_module_imports_another():
+    for file in TESTS.rglob("*.py"):
+        assert not {module for module in imports(file) if module.startswith("test_")}, file
+
+
+def test_what_forks_find_imported_is_there():
+    """A module that was renamed would be imported again by every fork."""
+    assert all(find_spec(module) for module in PRELOADED)
 
 
 # --- words ----------------------------------------------------------------------------------------
