@@ -238,6 +238,36 @@ def test_a_power_cut_at_any_call_leaves_the_old_or_the_new(
     assert not caplog.records, "a checkpoint was damaged"
 
 
+def test_a_checkpoint_may_have_tensors_where_the_one_before_had_none(tmp_path):
+    file = tmp_path / "checkpoint.json"
+    for number, with_tensors in ((1, False), (2, True), (3, True), (4, False), (5, False)):
+        write(file, generation(number, with_tensors))
+        assert which(file, with_tensors) == number
+    write(file, generation(6))
+    file.unlink()
+    assert which(file, with_tensors=False) == 5
+
+
+def test_what_is_not_finite_is_refused_and_leaves_the_old(tmp_path):
+    file = two_generations(tmp_path / "run")
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="JSON compliant"):
+            checkpoint.save(file, {"epoch": 3, "loss": value})
+        assert which(file) == 2
+
+
+def test_tensors_are_read_from_a_file_and_a_fault_names_it(tmp_path):
+    file, tensors = tmp_path / "weights.safetensors", generation(1)[1]
+    with pytest.raises(CheckpointError, match=r"weights\.safetensors cannot be read"):
+        checkpoint.read_tensors(file)
+    packed = checkpoint.packed_tensors(tensors)
+    file.write_bytes(packed[:-1])
+    with pytest.raises(CheckpointError, match=r"weights\.safetensors cannot be read"):
+        checkpoint.read_tensors(file)
+    file.write_bytes(packed)
+    assert alike(({}, checkpoint.read_tensors(file)), ({}, tensors))
+
+
 # --- damage --------------------------------------------------------------------------------------
 
 
