@@ -209,14 +209,18 @@ def test_a_truncation_that_is_not_reached_costs_nothing(name):
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [*((name, "both") for name in NEW), ("lsqr", "transposed"), ("lsqr", "forward")],
+    [
+        *((name, "both") for name in KRYLOV),
+        *((name, kind) for name in ("cg", "lsqr") for kind in ("transposed", "forward")),
+    ],
 )
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
 @pytest.mark.parametrize("healthy", [0, 1, 2, 6])
 def test_what_is_not_finite_ends_a_solver(name, kind, poison, healthy):
     J, g = contraction(), normal(20, seed=1)
-    # Of a single product it is not known which kind it will be.
-    for dtype, once in itertools.product((torch.float64, torch.float32), {False, kind == "both"}):
+    # Of a single product it is not known which kind it will be; cg may end before it is felt.
+    single = {False, kind == "both" and name != "cg"}
+    for dtype, once in itertools.product((torch.float64, torch.float32), single):
         jacobian = Ill(J.to(dtype), healthy, kind, poison, once)
         found = KRYLOV[name].solve(jacobian, g.to(dtype), 50, torch.Generator())
         assert found.products == jacobian.products <= healthy + 6, "it went on"
