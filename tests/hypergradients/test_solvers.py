@@ -16,6 +16,7 @@ from hyperrbp.exceptions import UsageError
 from hyperrbp.hypergradients.anderson import Anderson
 from hyperrbp.hypergradients.cg import ConjugateGradient
 from hyperrbp.hypergradients.gmres import Gmres
+from hyperrbp.hypergradients.implicit import series_status
 from hyperrbp.hypergradients.lsqr import Lsqr
 from hyperrbp.hypergradients.method import Solution, Status
 from hyperrbp.hypergradients.neumann import Neumann
@@ -345,6 +346,20 @@ def test_a_residual_that_rises_below_that_of_zero_is_not_growing():
     trace = found.residuals[:101]
     assert 0.01 < trace[50] < trace[100] < 0.1
     assert found.status is Status.TRUNCATED
+
+
+@pytest.mark.parametrize(
+    ("norms", "status"),
+    [
+        ([1.0, 0.5, 0.4, 0.1, 0.2, 0.3], Status.GROWING),
+        ([1.0, 0.1, 0.2, 0.5, 0.4, 0.3], Status.TRUNCATED),
+        ([1.0, 1.0, 1.0, 1.0], Status.TRUNCATED),
+        ([1.0, 0.5, 1e-3], Status.CONVERGED),
+        ([1.0, math.inf, 0.5], Status.NON_FINITE),
+    ],
+)
+def test_the_second_half_of_a_series_says_whether_it_grows(norms, status):
+    assert series_status(norms, tolerance=1e-3) is status
 
 
 @pytest.mark.parametrize("name", KRYLOV)
