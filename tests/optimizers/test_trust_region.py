@@ -520,12 +520,12 @@ def test_each_optimizer_of_a_recipe_is_the_one_it_names():
         (
             "inner: {momentum: 0.99}\nmeta: {optimizer: surrogate}",
             "hyperparameters.momentum.range",
-            "with inner.momentum = 0.99 in it, got [0.018, 0.982]",
+            "holds inner.momentum = 0.99, got [0.018, 0.982]",
         ),
         (
             "hyperparameters: {init_scale: {range: [2, 3]}}\nmeta: {optimizer: surrogate}",
             "hyperparameters.init_scale.range",
-            "with the start = 1 in it, got [2, 3]",
+            "holds the start = 1, got [2, 3]",
         ),
     ],
 )
