@@ -297,6 +297,59 @@ def test_tbptt_is_the_mean_over_its_end_points(trunc, ends):
     assert found.loss == hypergradient(problem, theta, "bptt").loss
 
 
+class StartsAtTheta(Linear):
+    """A linear problem whose first state depends on θ."""
+
+    def initial_state(self, theta=None):
+        return self.B @ theta
+
+
+def unrolled(problem, theta, first: int, stop: int) -> torch.Tensor:
+    """The gradient of the loss on h_stop through the updates from h_first on, by autograd."""
+    at = theta.clone().requires_grad_()
+    h = problem.initial_state(at if first == 0 else theta)
+    for t in range(stop):
+        h = problem.step(h, at if t >= first else theta, problem.input(t))
+    problem.loss_and_gradient(h)[0].backward()
+    return at.grad
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "products"),
+    [
+        ("forward", {}, 7 * 5),
+        ("tbptt", {}, 7),
+        *(("bptt", {"keep": keep}, 7) for keep in ("graph", "states", "checkpoints")),
+    ],
+)
+def test_a_start_that_depends_on_theta_is_differentiated(name, options, products):
+    linear, theta = random_linear(norm=1.0, steps=7)
+    problem = StartsAtTheta(linear.A, linear.B, linear.c, linear.q, linear.steps)
+    truth = unrolled(problem, theta, 0, 7)
+    assert relative(truth, unrolled(problem, theta, 1, 7)) > 0.01
+    found = hypergradient(problem, theta, name, trunc=7, options=options)
+    torch.testing.assert_close(found.gradient, truth, rtol=1e-11, atol=0)
+    assert found.products == products
+    assert (found.status, found.samples, found.residuals) == (Status.EXACT, 1, [])
+    assert found.standard_error is None
+
+
+def test_tbptt_that_is_truncated_leaves_the_start_out():
+    linear, theta = random_linear(norm=1.0, steps=7)
+    problem = StartsAtTheta(linear.A, linear.B, linear.c, linear.q, linear.steps)
+    last, before = unrolled(problem, theta, 1, 7), unrolled(problem, theta, 1, 6)
+    found = hypergradient(problem, theta, "tbptt", trunc=6)
+    torch.testing.assert_close(found.gradient, last, rtol=1e-11, atol=0)
+    assert found.status is Status.TRUNCATED
+    # The first update from the start, but not the start itself, is in the window of h_6.
+    h = problem.initial_state(theta)
+    adjoint = torch.linalg.matrix_power(problem.A.T, 5) @ (problem.run(theta, 0, 6, h) + problem.q)
+    before = before + problem.B.T @ adjoint
+    found = hypergradient(problem, theta, "tbptt", trunc=6, averaging=Averaging(minibatches=2))
+    torch.testing.assert_close(found.gradient, (last + before) / 2, rtol=1e-11, atol=0)
+    assert (found.status, found.samples, found.residuals) == (Status.TRUNCATED, 2, [])
+
+
 def adjoint_gap(map_, n: int) -> float:
     source = torch.Generator().manual_seed(0)
     gap = 0.0
