@@ -586,6 +586,15 @@ def test_lsqr_attains_the_residual_that_cg_attains(condition, dtype):
     assert true_residual(J, g, solved(Lsqr(), J, g, 1000).z) < max(10 * rounding, 1e-7)
 
 
+def test_lsqr_begins_again_from_the_true_residual_within_its_truncation():
+    J, g = ill_conditioned(1e5, torch.float64, levels=12)
+    # The recurrence first ends after some 45 steps; 1.5e-10 is what is left in truth.
+    assert solved(Lsqr(), J, g, 300).residuals[-1] < 5e-11
+    found = solved(Lsqr(), J, g, 60)
+    assert found.status is Status.TRUNCATED
+    assert found.products == budget(Lsqr(), 60)
+
+
 @CONDITIONS
 @BOTH
 @pytest.mark.parametrize("products", [40, 121, 600])
