@@ -85,9 +85,17 @@ def unrolled(F, h0: Tensor, params, x, updates: int) -> Tensor:
 
 @pytest.mark.parametrize("inputs", INPUTS)
 @pytest.mark.parametrize("params", [form for form in PARAMS if form != "tuple"])
-@pytest.mark.parametrize("method", ["bptt", "forward", "neumann"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        name
+        if name in ("bptt", "forward", "neumann")
+        else pytest.param(name, marks=pytest.mark.slow)
+        for name in ALL
+    ],
+)
 def test_gradcheck_of_every_form(method, params, inputs):
-    """By one method of each way back: the forms are the layer's, not the method's."""
+    """By one method of each way back at first: the forms are the layer's, not the method's."""
     (pack_p, unpack_p), (pack_x, unpack_x) = PARAMS[params], INPUTS[inputs]
     leaves = tensors()
     wanted = ["W", "b"] if inputs in ("object", "none") else list(leaves)
@@ -99,7 +107,7 @@ def test_gradcheck_of_every_form(method, params, inputs):
     def layer(*given: Tensor) -> Tensor:
         leaf = leaves | dict(zip(wanted, given, strict=True))
         p, x = pack_p(leaf["W"], leaf["b"]), pack_x(leaf["u"], leaf["c"])
-        return steady_state(F, start(), p, x, method, steps=25, updates=25)
+        return steady_state(F, start(), p, x, method, steps=40, updates=40)
 
     given = tuple(leaves[name] for name in wanted)
     assert torch.autograd.gradcheck(layer, given, rtol=1e-6, atol=1e-8, fast_mode=True)

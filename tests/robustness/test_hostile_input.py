@@ -75,7 +75,8 @@ READERS = [
 
 
 @pytest.mark.parametrize("tag", TAGS)
-def test_a_hostile_recipe_is_refused_unrun(elsewhere, tag):
+@pytest.mark.parametrize("each", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_hostile_recipe_is_refused_unrun(elsewhere, tag, each):
     """Tags that run code, by every command that reads a recipe, and at five places: exit code 2.
 
     Catches another loader than the strict one, anywhere.
@@ -88,7 +89,7 @@ def test_a_hostile_recipe_is_refused_unrun(elsewhere, tag):
     (elsewhere / "bad").mkdir()
     for text in RECIPES:
         (elsewhere / "bad" / "recipe.yaml").write_text(text.format(payload))
-        for words in READERS if text == RECIPES[0] else READERS[:1]:
+        for words in READERS if each or text == RECIPES[0] else READERS[:1]:
             done = run(*words)
             assert_refused(done, 2, "recipe.yaml:")
             assert not ran.exists(), (words, text)
