@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import time
 
 import pytest
 import torch
 from factories import memory_text, tuning_text
+from rich.console import Console
 from runs import StopsAt, records_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -19,10 +21,12 @@ from hyperrbp.experiments.results.records import (
     TrainingStepRecord,
 )
 from hyperrbp.experiments.results.train import InnerRunResult
+from hyperrbp.experiments.run_folder import RunFolder
 from hyperrbp.experiments.train import train_recipe
 from hyperrbp.hypergradients.method import Status
+from hyperrbp.reporting.figures import draw_trainings
 from hyperrbp.reporting.results import training_page
-from hyperrbp.reporting.training import facts
+from hyperrbp.reporting.training import TrainingBar, facts
 from hyperrbp.reporting.training_tensorboard import TrainingBoard, mosaic, scalars
 
 MEMORY = memory_text(training__epochs=4, training__validate_every=2)
@@ -140,3 +144,28 @@ def test_a_mosaic_has_gaps():
     assert (grid[4:6, 11:15] == 1).all()
     assert set(grid[0].tolist()) == set(grid[3].tolist()) == {0.5}
     assert (grid == 0.5).sum() == grid.numel() - rows.numel()
+
+
+@pytest.mark.parametrize(("text", "unit"), [(MEMORY, "epoch"), (INNER, "step")])
+def test_a_bar_shows_how_far_it_is_and_the_newest_of_each_fact(tmp_path, text, unit):
+    screen = io.StringIO()
+    bar = TrainingBar(Console(file=screen, force_terminal=True, width=100))
+    train_recipe(parse_any(text), tmp_path / "run", callbacks=[bar])
+    shown = screen.getvalue()
+    assert f"run folder {tmp_path / 'run'}" in shown
+    for words in (unit, "loss", "ETA") if unit == "epoch" else (unit, "loss"):
+        assert words in shown
+
+
+def test_a_bar_that_never_began_ends_quietly():
+    screen = io.StringIO()
+    TrainingBar(Console(file=screen)).on_end()
+    assert screen.getvalue() == ""
+
+
+def test_trainings_are_plotted_together(tmp_path):
+    for name, text in (("memory", MEMORY), ("inner", INNER)):
+        train_recipe(parse_any(text), tmp_path / name)
+    folders = [RunFolder(tmp_path / name) for name in ("memory", "inner")]
+    draw_trainings(folders, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
