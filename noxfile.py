@@ -104,7 +104,10 @@ def lowest(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def mutation(session: nox.Session) -> None:
-    """Change the gradient core and the checkpoints line by line, and list what no test notices."""
+    """Change the gradient core and the checkpoints bit by bit, and list what no test notices.
+
+    All of it takes hours; ``-- 'hyperrbp.hypergradients.neumann*'`` tries one module.
+    """
     session.run("mutmut", "run", *session.posargs, env={"OMP_NUM_THREADS": "1"})
     session.run("mutmut", "results")
 
