@@ -104,7 +104,7 @@ def lowest(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def mutation(session: nox.Session) -> None:
-    """Change the gradient core and the checkpoints bit by bit, and list what no test notices.
+    """Change the gradient core and the checkpoints line by line, and list what no test notices.
 
     All of it takes hours; ``-- 'hyperrbp.hypergradients.neumann*'`` tries one module.
     """
