@@ -27,8 +27,10 @@ def pytest_collection_finish(session):
     """
     gc.collect()
     gc.freeze()
-    listed = session.config.option.collectonly  # mutmut forks what has listed the tests
-    if not listed and any(item.path.parent.name == "robustness" for item in session.items):
+    # Not where tests are listed only, nor for a mutant: mutmut forks one from what listed them.
+    if session.config.option.collectonly or "MUTANT_UNDER_TEST" in os.environ:
+        return
+    if any(item.path.parent.name == "robustness" for item in session.items):
         forkserver.ensure_running()
 
 
