@@ -1,4 +1,4 @@
-"""Shows how far a comparison, a benchmark or a check has come, and prints what it found."""
+"""Shows how far a comparison, a benchmark or a check has come, and prints what a verb found."""
 
 from __future__ import annotations
 
@@ -25,9 +25,11 @@ def progress_callback(quiet: bool) -> Callback[object, object] | None:
     return ProgressBar(stderr) if stderr.is_terminal else ProgressLines(stderr)
 
 
-def print_report(report: D, page: Callable[[D], RenderableType], as_json: bool) -> None:
-    """Print a report as JSON, or as the page that shows it."""
+def print_report(
+    report: D, page: Callable[[D], RenderableType], as_json: bool, quiet: bool = False
+) -> None:
+    """Print a report as JSON, or as the page that shows it, unless ``quiet``."""
     if as_json:
         print_json(report)
-    else:
+    elif not quiet:
         print_answer(page(report))

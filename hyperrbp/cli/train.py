@@ -26,7 +26,8 @@ from hyperrbp.cli.options import (
     given,
     run_folder,
 )
-from hyperrbp.cli.output import print_answer, print_json, stderr
+from hyperrbp.cli.output import stderr
+from hyperrbp.cli.progress import print_report
 from hyperrbp.cli.reading import any_recipe, tuned_hyperparameters
 
 if TYPE_CHECKING:
@@ -115,7 +116,4 @@ def _run(
 def _print(result: TrainResult, as_json: bool, quiet: bool) -> None:
     from hyperrbp.reporting.results import training_page
 
-    if as_json:
-        print_json(result)
-    elif not quiet:
-        print_answer(training_page(result))
+    print_report(result, training_page, as_json, quiet)

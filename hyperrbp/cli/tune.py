@@ -27,7 +27,8 @@ from hyperrbp.cli.options import (
     given,
     run_folder,
 )
-from hyperrbp.cli.output import notify, print_answer, print_json, stderr
+from hyperrbp.cli.output import notify, print_json, stderr
+from hyperrbp.cli.progress import print_report
 from hyperrbp.cli.reading import tuning_recipe
 
 if TYPE_CHECKING:
@@ -165,10 +166,7 @@ def _run(
 def _print(result: TuneResult, as_json: bool, quiet: bool) -> None:
     from hyperrbp.reporting.results import tuning_page
 
-    if as_json:
-        print_json(result)
-    elif not quiet:
-        print_answer(tuning_page(result))
+    print_report(result, tuning_page, as_json, quiet)
 
 
 def _dry_run(recipe: Recipe, data_root: Path | None, as_json: bool) -> None:

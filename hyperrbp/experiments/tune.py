@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -30,7 +31,7 @@ from hyperrbp.experiments.results.tune import (
 from hyperrbp.experiments.run_folder import RunFolder, default_folder, open_run
 from hyperrbp.experiments.step_records import to_record
 from hyperrbp.experiments.summary_statistics import summarize
-from hyperrbp.optimizers.base import OptimizerState
+from hyperrbp.optimizers.base import Optimizer, OptimizerState
 from hyperrbp.problems.training.run import TrainingRun
 from hyperrbp.runtime.callbacks import Callback, Callbacks
 
@@ -86,22 +87,26 @@ def tune_recipe(
         if resume:
             folder.check_same(recipe)
         experiment = Experiment(recipe, data_root)
-        restored = _restored(folder, experiment, inexact_resume) if resume else None
-        state = restored or meta_optimizer(experiment).init(experiment.theta)
+        callback = Callbacks(callbacks)
+        optimizer = meta_optimizer(experiment, report=callback.on_progress)
+        restored = _restored(folder, experiment, optimizer, inexact_resume) if resume else None
+        state = restored or optimizer.init(experiment.theta)
         folder.create(experiment.recipe)
         folder.forget_from(state.meta_step)
         if restored is None:
             folder.save(state.state_dict(), experiment.environment())
-        return _run(experiment, folder, state, Callbacks(callbacks))
+        return _run(experiment, folder, optimizer, state, callback)
 
 
-def _restored(folder: RunFolder, experiment: Experiment, inexact: bool) -> OptimizerState | None:
+def _restored(
+    folder: RunFolder, experiment: Experiment, optimizer: Optimizer[Any], inexact: bool
+) -> OptimizerState | None:
     """Return where the run stood; None if it was killed before it had begun."""
     found = folder.load(experiment.environment(), inexact)
     if found is None:
         return None
     try:
-        state: OptimizerState = meta_optimizer(experiment).restore(found[0], experiment.theta)
+        state: OptimizerState = optimizer.restore(found[0], experiment.theta)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder.checkpoint_file}: not of this version ({error})") from None
     if state.theta.shape != experiment.theta.shape:
@@ -115,14 +120,17 @@ def _restored(folder: RunFolder, experiment: Experiment, inexact: bool) -> Optim
 
 
 def _run(
-    experiment: Experiment, folder: RunFolder, state: OptimizerState, callback: TuneCallback
+    experiment: Experiment,
+    folder: RunFolder,
+    optimizer: Optimizer[Any],
+    state: OptimizerState,
+    callback: TuneCallback,
 ) -> TuneResult:
     earlier = folder.records(StepRecord)
     monitor = GradientMonitor(experiment, earlier)
     started = time.perf_counter()
     try:
         callback.on_start(TuneContext(experiment, folder, earlier))
-        optimizer = meta_optimizer(experiment, report=callback.on_progress)
         for step in evaluations(experiment, optimizer, state):
             record = to_record(step, state, monitor)
             callback.on_record(TuneStep(record, step.theta))

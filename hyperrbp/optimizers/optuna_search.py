@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -91,9 +92,9 @@ class OptunaSearch(Optimizer[SearchState]):
         problem = inner_run(objective, state.meta_step)
         study = self._study(state, problem.steps)
         with _quiet():
-            trial = study.ask(self._distributions())
-        theta = self._low.new_tensor([trial.params[name] for name in self._distributions()])
-        found = self._run(problem, theta, trial, state)
+            trial = study.ask(self._distributions)
+        theta = self._low.new_tensor([trial.params[name] for name in self._distributions])
+        found = self._run(problem, theta, study, trial, state)
         if found.complete:
             if found.meta_loss < state.best_loss:
                 state.best_step, state.best_loss = state.meta_step, found.meta_loss
@@ -102,7 +103,9 @@ class OptunaSearch(Optimizer[SearchState]):
         state.theta = theta
         return found
 
-    def _run(self, problem: Problem, theta: Tensor, trial: Trial, state: SearchState) -> Evaluation:
+    def _run(
+        self, problem: Problem, theta: Tensor, study: Study, trial: Trial, state: SearchState
+    ) -> Evaluation:
         h, done, pruned = problem.initial_state(theta), 0, False
         rungs = self._rungs(problem.steps)
         reported: list[tuple[int, float]] = []
@@ -119,9 +122,8 @@ class OptunaSearch(Optimizer[SearchState]):
         # counts as pruned.
         cut_short = pruned or (bool(rungs) and not finite)
         value = None if cut_short else (loss if finite else WORST_LOSS)
-        outcome = {"reported": reported, "value": value}
-        _tell(self._study(state, problem.steps), trial, value)
-        state.trials.append(outcome)
+        _tell(study, trial, value)
+        state.trials.append({"reported": reported, "value": value})
         return Evaluation(
             state.meta_step, loss, theta, problem, done, pruned=pruned and finite, source="search"
         )
@@ -129,7 +131,9 @@ class OptunaSearch(Optimizer[SearchState]):
     def _rungs(self, steps: int) -> list[int]:
         return hyperband_rungs(steps) if self._sampler.prunes else []
 
+    @cached_property
     def _distributions(self) -> dict[str, BaseDistribution]:
+        """The box, for Optuna: a name for each coordinate of θ, in its order."""
         from optuna.distributions import FloatDistribution
 
         corners = zip(self._low.tolist(), self._high.tolist(), strict=True)
@@ -141,7 +145,7 @@ class OptunaSearch(Optimizer[SearchState]):
             state.study = self._new_study(state.start, steps)
             for outcome in state.trials:
                 with _quiet():
-                    trial = state.study.ask(self._distributions())
+                    trial = state.study.ask(self._distributions)
                 for rung, loss in outcome["reported"]:
                     _report(trial, rung, loss)
                 _tell(state.study, trial, outcome["value"])
@@ -163,7 +167,7 @@ class OptunaSearch(Optimizer[SearchState]):
                 pruner=pruner,
             )
             nearest = start.clamp(self._low, self._high).tolist()
-            study.enqueue_trial(dict(zip(self._distributions(), nearest, strict=True)))
+            study.enqueue_trial(dict(zip(self._distributions, nearest, strict=True)))
         return study
 
 
