@@ -67,7 +67,7 @@ def random_linear(n: int = 12, p: int = 5, norm: float = 0.6, steps: int = 80, s
 
 
 def small_training_run(
-    steps: int = 30, *, update: str = "maclaurin", hidden: int = 6, batch: int = 8, seed: int = 3
+    steps: int = 30, *, optimizer: str = "maclaurin", hidden: int = 6, batch: int = 8, seed: int = 3
 ) -> tuple[TrainingRun, Tensor]:
     """A tanh classifier of three classes on 40 random examples in float64, and its start θ."""
     source = torch.Generator().manual_seed(seed)
@@ -80,7 +80,7 @@ def small_training_run(
         model,
         ShuffledBatches(Batch(inputs, targets), batch, seed),
         steps=steps,
-        update=update,
+        optimizer=optimizer,
         initial_weights=weights,
     )
     return run, run.initial_theta(0.3, 0.6)
@@ -183,7 +183,7 @@ def examples(count: int, source: torch.Generator) -> Batch:
 def run_of(
     tuned: dict[str, Grain],
     *,
-    update: str = "maclaurin",
+    optimizer: str = "maclaurin",
     steps: int = 9,
     fixed: dict[str, float] | None = None,
     **arguments,
@@ -196,7 +196,7 @@ def run_of(
         model,
         ShuffledBatches(examples(24, source), 8, 3),
         steps=steps,
-        update=update,
+        optimizer=optimizer,
         meta_examples=examples(30, source),
         loss=partial(cross_entropy, reduction="none"),
         initial_weights=0.5 * torch.randn(count, generator=source, dtype=torch.float64),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import singledispatch
@@ -10,6 +10,8 @@ from typing import Any, ClassVar
 
 from hyperrbp.config.equilibrium import EquilibriumRecipe, GraphNetRecipe, HopfieldRecipe
 from hyperrbp.config.hyperparameters import unsupported_kinds
+from hyperrbp.config.inner_checks import check_inner_run
+from hyperrbp.config.inner_run import STARTS
 from hyperrbp.config.key_paths import KeyFault
 from hyperrbp.config.recipe import Recipe
 from hyperrbp.config.recipe_keys import ADAM, AUTO, DataSection, HypergradientSection, ModelSection
@@ -19,12 +21,12 @@ from hyperrbp.data import sources
 from hyperrbp.data.builtin import BUILTIN_SETS
 from hyperrbp.data.citation_networks import NETWORKS
 from hyperrbp.data.torchvision_catalog import SPLITS, TORCHVISION_SETS
+from hyperrbp.exceptions import UsageError
 from hyperrbp.hypergradients import METHODS, Averaging, method_class
 from hyperrbp.hypergradients.implicit import ImplicitMethod
-from hyperrbp.problems.losses import AUTO as AUTO_LOSS
-from hyperrbp.problems.losses import LOSSES
 from hyperrbp.problems.networks import MODELS, wanted_inputs
 from hyperrbp.problems.penalties import PENALTIES
+from hyperrbp.problems.training.update_rules import UPDATE_RULES
 from hyperrbp.runtime import user_code
 from hyperrbp.runtime.suggestions import not_one_of, shown
 from hyperrbp.runtime.user_code import TORCHVISION
@@ -46,8 +48,7 @@ def _(recipe: Recipe) -> Iterator[KeyFault]:
     yield from _sizes(recipe)
     yield from _model(recipe.model)
     yield from _shape(recipe)
-    yield from _loss(recipe.inner.loss)
-    yield from _hyperparameters(recipe)
+    yield from check_inner_run(recipe)
     yield from _optimizer(recipe)
     yield from _method(recipe.gradient.method, recipe.gradient.options, also=[AUTO])
     if recipe.gradient.template in METHODS:
@@ -191,41 +192,6 @@ def _shape(recipe: Recipe) -> Iterator[KeyFault]:
         )
 
 
-def _loss(loss: str) -> Iterator[KeyFault]:
-    known = (AUTO_LOSS, *LOSSES)
-    if loss not in known and not user_code.is_code(loss):
-        yield ("inner", "loss"), f"{not_one_of(loss, known)}; or file.py:function"
-
-
-# What is tuned, and how
-
-_LIMITS = {"momentum": 1.0, "example_weight": 2.0}
-
-
-def _hyperparameters(recipe: Recipe) -> Iterator[KeyFault]:
-    tuned, steps = recipe.hyperparameters.tuned(), recipe.inner.steps
-    if not tuned:
-        yield ("hyperparameters",), "expected at least one kind that is tuned; all are null"
-    for kind, (_, segments, (low, high)) in tuned.items():
-        most = _LIMITS.get(kind, math.inf)
-        if not 0 < low < high < most:
-            below = f", below {most:g}" if math.isfinite(most) else ""
-            yield (
-                ("hyperparameters", kind, "range"),
-                f"expected 0 < low < high{below}, got [{low:g}, {high:g}]",
-            )
-        if segments > steps:
-            yield (
-                ("hyperparameters", kind, "segments"),
-                f"expected at most the {steps} steps of inner.steps, got {segments}",
-            )
-    if "weight_decay" in tuned and recipe.inner.weight_decay == 0:
-        yield (
-            ("inner", "weight_decay"),
-            "hyperparameters.weight_decay starts here; expected a number above 0, got 0",
-        )
-
-
 def _optimizer(recipe: Recipe) -> Iterator[KeyFault]:
     if recipe.meta.optimizer == ADAM:
         return
@@ -261,12 +227,7 @@ def _for_adam_only(recipe: Recipe) -> Iterator[KeyFault]:
 
 def _start_outside_box(recipe: Recipe) -> Iterator[KeyFault]:
     """Check that the recipe's start lies in the box, which all optimizers but Adam stay in."""
-    inner = recipe.inner
-    starts = {
-        "learning_rate": (inner.learning_rate, "inner.learning_rate"),
-        "momentum": (inner.momentum, "inner.momentum"),
-        "weight_decay": (inner.weight_decay, "inner.weight_decay"),
-    }
+    starts = _starts(recipe)
     for kind, (_, _, (low, high)) in recipe.hyperparameters.tuned().items():
         start, where = starts.get(kind, (1.0, "the start"))
         if not low <= start <= high:
@@ -275,6 +236,21 @@ def _start_outside_box(recipe: Recipe) -> Iterator[KeyFault]:
                 f"meta.optimizer {recipe.meta.optimizer} stays in it; expected a range that holds"
                 f" {where} = {start:g}, got [{low:.3g}, {high:.3g}]",
             )
+
+
+def _starts(recipe: Recipe) -> dict[str, tuple[float, str]]:
+    """Return where kinds start, and the key that says so."""
+    inner = recipe.inner
+    found = {
+        kind: (value, f"inner.{'schedule.' if kind.endswith('_share') else ''}{kind}")
+        for kind, value in inner.starts().items()
+    }
+    if inner.optimizer in UPDATE_RULES:
+        with contextlib.suppress(UsageError):  # options that are not allowed are faults elsewhere
+            rule = UPDATE_RULES[inner.optimizer](**inner.options)
+            own = {k: (v, "inner.options") for k, v in rule.defaults().items() if k not in STARTS}
+            found |= own
+    return found
 
 
 def _method(
@@ -296,7 +272,12 @@ def _gradient(recipe: Recipe) -> Iterator[KeyFault]:
     yield from _estimator(gradient)
     if gradient.method != AUTO and recipe.meta.optimizer != "surrogate":
         for kind, why in unsupported_kinds(
-            recipe.hyperparameters, method.horizon, trunc=gradient.trunc, steps=steps
+            recipe.hyperparameters,
+            method.horizon,
+            trunc=gradient.trunc,
+            steps=steps,
+            scheduled=recipe.inner.schedule.shape != "constant"
+            or recipe.inner.schedule.warmup_share > 0,
         ):
             yield ("gradient", "method"), f"{method.name} cannot see {kind}: {why}"
     yield from _steps_needed(gradient, steps)

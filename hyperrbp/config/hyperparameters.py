@@ -16,6 +16,7 @@ from pydantic import Field
 
 from hyperrbp.config.schema import Section
 from hyperrbp.hypergradients.method import Horizon
+from hyperrbp.problems.training.update_rules import UPDATE_RULES
 
 Box = Annotated[list[float], Field(min_length=2, max_length=2)]
 _Part = Literal["net", "layer", "tensor"]
@@ -78,6 +79,56 @@ class ExampleWeightSection(Section):
     range: Box = _box(0.02, 1.98)
 
 
+class Beta1Section(Section):
+    """The decay rates β₁ of first moments, which start at the first of inner.options.betas."""
+
+    by: _Part = _by()
+    segments: int = _segments()
+    range: Box = _box(0.5, 0.99)
+
+
+class Beta2Section(Section):
+    """The decay rates β₂ of second moments, which start at the second of inner.options.betas."""
+
+    by: _Part = _by()
+    segments: int = _segments()
+    range: Box = _box(0.9, 0.9999)
+
+
+class AlphaSection(Section):
+    """The smoothing constants of rmsprop, which start at inner.options.alpha."""
+
+    by: _Part = _by()
+    segments: int = _segments()
+    range: Box = _box(0.9, 0.999)
+
+
+class EpsSection(Section):
+    """The ε of adaptive optimizers, which start at inner.options.eps."""
+
+    by: _Part = _by()
+    segments: int = _segments()
+    range: Box = _box(1e-10, 1e-3)
+
+
+class WarmupShareSection(Section):
+    """The share of the steps that the warm-up takes; starts at inner.schedule.warmup_share."""
+
+    range: Box = _box(0.01, 0.5)
+
+
+class EndShareSection(Section):
+    """The share of the peak that is left at the end; starts at inner.schedule.end_share."""
+
+    range: Box = _box(0.001, 0.9)
+
+
+class KnotsSection(Section):
+    """The factors of the schedule knots, which start at inner.schedule.knots."""
+
+    range: Box = _box(0.01, 10.0)
+
+
 class TunedKind(NamedTuple):
     """One kind of hyperparameter that is tuned."""
 
@@ -98,6 +149,13 @@ class HyperparametersSection(Section):
     momentum: MomentumSection | None = Field(
         MomentumSection(), description="{by, segments, range}; null: fixed"
     )
+    beta1: Beta1Section | None = Field(None, description="{by, segments, range}; null: fixed")
+    beta2: Beta2Section | None = Field(None, description="{by, segments, range}; null: fixed")
+    alpha: AlphaSection | None = Field(None, description="{by, segments, range}; null: fixed")
+    eps: EpsSection | None = Field(None, description="{by, segments, range}; null: fixed")
+    warmup_share: WarmupShareSection | None = Field(None, description="{range}; null: fixed")
+    end_share: EndShareSection | None = Field(None, description="{range}; null: fixed")
+    knots: KnotsSection | None = Field(None, description="{range}; null: fixed")
     weight_decay: WeightDecaySection | None = Field(None, description="{by, range}; null: fixed")
     init_scale: InitScaleSection | None = Field(None, description="{by, range}; null: fixed")
     example_weight: ExampleWeightSection | None = Field(
@@ -109,7 +167,7 @@ class HyperparametersSection(Section):
         sections = {kind: getattr(self, kind) for kind in type(self).model_fields}
         return {
             kind: TunedKind(
-                getattr(section, "by", "example"),
+                getattr(section, "by", "example" if kind == "example_weight" else "net"),
                 getattr(section, "segments", 1),
                 (section.range[0], section.range[1]),
             )
@@ -118,16 +176,44 @@ class HyperparametersSection(Section):
         }
 
 
+def with_tuned_kinds(tuned: dict[str, Any], inner: dict[str, Any]) -> dict[str, Any]:
+    """Return a section with what depends on the optimizer filled in where it is not given.
+
+    A momentum is tuned by default where the optimizer has one that does not start at zero. A
+    learning rate is searched where those of the optimizer usually lie.
+
+    Args:
+        tuned: the section ``hyperparameters`` as it is given.
+        inner: the section ``inner`` as it is given.
+    """
+    rule = UPDATE_RULES.get(str(inner.get("optimizer", "maclaurin")))
+    if rule is None:  # code of the user's own: it says itself what it has
+        return {"momentum": None} | tuned
+    filled = dict(tuned)
+    if "momentum" not in tuned:
+        start = inner.get("momentum", rule().defaults().get("momentum", 0.0))
+        filled["momentum"] = {} if start else None
+    rate = filled.get("learning_rate", {})
+    if isinstance(rate, dict) and "range" not in rate:
+        filled["learning_rate"] = rate | {"range": list(rule.learning_rate_range)}
+    return filled
+
+
 HORIZONS: dict[str, dict[Horizon, str]] = {
-    "learning_rate, momentum": {
+    "learning_rate, momentum, beta1, beta2, alpha, eps": {
         Horizon.RUN: "exact",
         Horizon.WINDOW: "of the last K steps",
         Horizon.STATE: "of a run that has not converged; fades as it does",
     },
-    "learning_rate, momentum in segments": {
+    "the same in segments, or a learning_rate on a schedule": {
         Horizon.RUN: "exact",
         Horizon.WINDOW: "refused unless K = T: nothing of the segments before",
         Horizon.STATE: "refused: early segments leave no trace in the last state",
+    },
+    "warmup_share, end_share, knots": {
+        Horizon.RUN: "exact",
+        Horizon.WINDOW: "refused unless K = T: nothing of the steps before",
+        Horizon.STATE: "refused: a schedule leaves no trace in the last state",
     },
     "weight_decay": {
         Horizon.RUN: "exact",
@@ -152,7 +238,12 @@ entry for tangents (``forward``), it is as for the whole run."""
 
 
 def unsupported_kinds(
-    section: HyperparametersSection, horizon: Horizon, *, trunc: int, steps: int
+    section: HyperparametersSection,
+    horizon: Horizon,
+    *,
+    trunc: int,
+    steps: int,
+    scheduled: bool = False,
 ) -> Iterator[tuple[str, str]]:
     """Yield the kinds whose gradient a method cannot take, each with the reason.
 
@@ -161,14 +252,26 @@ def unsupported_kinds(
         horizon: what the method differentiates.
         trunc: K, its truncation steps.
         steps: T, training steps of the inner run.
+        scheduled: whether the learning rate changes during the run.
     """
     whole = horizon in (Horizon.RUN, Horizon.TANGENTS) or (
         horizon is Horizon.WINDOW and trunc >= steps
     )
     for kind, tuned in section.tuned().items():
-        row = "init_scale" if kind == "init_scale" else "learning_rate, momentum in segments"
-        if (tuned.segments > 1 or kind == "init_scale") and not whole:
+        row = _row(kind, tuned, scheduled)
+        if row is not None and not whole:
             why = HORIZONS[row][horizon].partition(": ")[2]
             yield kind, f"{why}; expected bptt or forward"
         elif tuned.by in ("weight", "example") and horizon is Horizon.TANGENTS:
             yield kind, f"it would carry a tangent for every {tuned.by}; expected another method"
+
+
+def _row(kind: str, tuned: TunedKind, scheduled: bool) -> str | None:
+    """Return the entry of HORIZONS for a kind that only the whole run tells about."""
+    if kind == "init_scale":
+        return kind
+    if kind in ("warmup_share", "end_share", "knots"):
+        return "warmup_share, end_share, knots"
+    if tuned.segments > 1 or (kind == "learning_rate" and scheduled):
+        return "the same in segments, or a learning_rate on a schedule"
+    return None

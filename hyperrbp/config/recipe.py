@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
-from hyperrbp.config.hyperparameters import HyperparametersSection
+from pydantic import model_validator
+
+from hyperrbp.config.hyperparameters import HyperparametersSection, with_tuned_kinds
+from hyperrbp.config.inner_run import InnerSection
 from hyperrbp.config.recipe_keys import (
     ADAM,
     DataSection,
     HypergradientSection,
-    InnerSection,
     MetaSection,
     ModelSection,
     RecordSection,
@@ -35,12 +37,24 @@ class Recipe(BaseRecipe):
     meta: MetaSection = MetaSection()
     record: RecordSection = RecordSection()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _with_tuned_kinds(cls, given: Any) -> Any:
+        """Fill in what is tuned where nothing is said of it: it depends on the optimizer."""
+        if not isinstance(given, dict):
+            return given
+        tuned, inner = given.get("hyperparameters", {}), given.get("inner", {})
+        if not isinstance(tuned, dict) or not isinstance(inner, dict):
+            return given
+        return given | {"hyperparameters": with_tuned_kinds(tuned, inner)}
+
     def code(self) -> Iterator[tuple[str, str]]:
         """Yield every key that names Python code of the user's own, with that code in words."""
         for key, name in (
             ("data.name", self.data.name),
             ("model.name", self.model.name),
             ("inner.loss", self.inner.loss),
+            ("inner.optimizer", self.inner.optimizer),
         ):
             if user_code.is_code(name):
                 yield key, user_code.described(name)
@@ -54,9 +68,13 @@ class Recipe(BaseRecipe):
         if user_code.is_code(model.name):
             name = user_code.located(model.name, folder("model.name"))
             model = model.model_copy(update={"name": name})
-        if user_code.is_code(inner.loss):
-            loss = user_code.located(inner.loss, folder("inner.loss"))
-            inner = inner.model_copy(update={"loss": loss})
+        if model.weights is not None:
+            weights = str(user_code.absolute(model.weights, folder("model.weights")))
+            model = model.model_copy(update={"weights": weights})
+        for key in ("loss", "optimizer"):
+            if user_code.is_code(name := getattr(inner, key)):
+                name = user_code.located(name, folder(f"inner.{key}"))
+                inner = inner.model_copy(update={key: name})
         return self.model_copy(update={"data": data, "model": model, "inner": inner})
 
 

@@ -9,8 +9,6 @@ from pydantic import Field
 from hyperrbp.config.schema import Section
 from hyperrbp.data.builtin import BUILTIN_SETS
 from hyperrbp.hypergradients import METHODS
-from hyperrbp.problems.losses import AUTO as AUTO_LOSS
-from hyperrbp.problems.losses import LOSSES
 from hyperrbp.problems.networks import MODELS
 
 OptimizerName = Literal["adam", "gradient", "surrogate", "both"]
@@ -72,43 +70,21 @@ class ModelSection(Section):
         " activation, pooling, hidden; torchvision: normalization, and the arguments of the network"
         " itself; code: its keyword arguments",
     )
+    weights: str | None = Field(
+        None,
+        description="initial weights: a .safetensors file, or one of torch.save that holds tensors"
+        " alone; relative to the recipe. null: fresh ones",
+    )
+    frozen: list[str] = Field(
+        default_factory=list,
+        description="parameters that are held fixed, by their names or the beginnings of these:"
+        " [layer1, embedding.weight]",
+    )
     init_std: float | None = Field(
         0.049787068367863944,
         gt=0,
         description="standard deviation of all initial weights; the paper's is exp(-3). null: the"
         " network's own initialization",
-    )
-
-
-class InnerSection(Section):
-    """The inner run: SGD with momentum."""
-
-    steps: int = Field(200, ge=1, le=10**9, description="T, training steps of one inner run")
-    batch_size: int = Field(200, ge=1, description="training examples in a minibatch")
-    update: Literal["maclaurin", "pytorch"] = Field(
-        "maclaurin",
-        description="update rule: maclaurin, v'=βv−(1−β)g, w'=w+αv' | pytorch, as torch.optim.SGD,"
-        " v'=βv+g, w'=w−αv'",
-    )
-    learning_rate: float = Field(
-        0.36787944117144233,
-        gt=0,
-        description="α of every tensor at the start; the paper's is exp(-1)",
-    )
-    momentum: float = Field(0.5, gt=0, lt=1, description="β of every tensor at the start")
-    weight_decay: float = Field(
-        0.0, ge=0, lt=1000, description="λ of every tensor at the start: λ/2 ‖w‖² in the loss"
-    )
-    loss: str = Field(
-        AUTO_LOSS,
-        description="auto | "
-        + " | ".join(LOSSES)
-        + " | code of your own, of (outputs, targets): file.py:function; auto: cross-entropy if the"
-        " targets are whole numbers, else mse",
-    )
-    fresh: bool = Field(
-        False,
-        description="use new initial weights and batches at every meta step; the paper does not",
     )
 
 

@@ -23,27 +23,27 @@ class Batch(NamedTuple):
     targets: Tensor
     rows: Tensor | None = None
     """Which of the training examples they are, shape (B,)."""
-    segment: int = -1
-    """The segment of the run that they belong to; by default the last one."""
+    step: int | None = None
+    """The step of the run that they belong to; by default the last one."""
 
     def __len__(self) -> int:
         return len(self.targets)
 
-    def in_segment(self, segment: int) -> Batch:
-        """Return the same examples, in a segment of the run."""
-        return Batch(self.inputs, self.targets, self.rows, segment)
+    def at_step(self, step: int) -> Batch:
+        """Return the same examples, at a step of the run."""
+        return Batch(self.inputs, self.targets, self.rows, step)
 
     def in_precision(self, dtype: torch.dtype) -> Batch:
         """Return the same examples; whole numbers, such as classes, stay as they are."""
         inputs, targets = (x.to(dtype) if x.is_floating_point() else x for x in self[:2])
-        return Batch(inputs, targets, self.rows, self.segment)
+        return Batch(inputs, targets, self.rows, self.step)
 
     def chunks(self, size: int = CHUNK) -> Iterable[tuple[float, Batch]]:
         """Yield pieces of at most ``size`` examples, each with its share of the whole."""
         for start in range(0, len(self), size):
             here = slice(start, start + size)
             rows = None if self.rows is None else self.rows[here]
-            piece = Batch(self.inputs[here], self.targets[here], rows, self.segment)
+            piece = Batch(self.inputs[here], self.targets[here], rows, self.step)
             yield len(piece) / len(self), piece
 
 

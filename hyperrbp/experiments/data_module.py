@@ -21,7 +21,7 @@ from hyperrbp.data.data_set import DataSet
 from hyperrbp.exceptions import DataError, UsageError
 from hyperrbp.problems.losses import AUTO, LOSSES
 from hyperrbp.problems.networks import Shape, wanted_inputs
-from hyperrbp.problems.training.objective import LossFunction
+from hyperrbp.problems.training.network_loss import LossFunction
 from hyperrbp.runtime import user_code
 from hyperrbp.runtime.randomness import generator
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from hyperrbp.data.batches import Batch
 from hyperrbp.problems.training.run import TrainingRun
+from hyperrbp.problems.training.terms import terms
 
 
 def measures(run: TrainingRun, h: Tensor, examples: Batch, loss: str) -> dict[str, float]:
@@ -22,13 +23,11 @@ def measures(run: TrainingRun, h: Tensor, examples: Batch, loss: str) -> dict[st
         examples: what is measured on.
         loss: the name of the loss, as in a recipe.
     """
-    total, outputs = 0.0, []
-    with torch.no_grad():
-        parameters = run.objective.pieces(h.detach()[: run.weights])
-        for share, x in examples.chunks():
-            outputs.append(run.objective.outputs(parameters, x.inputs))
-            total += share * float(run.objective.loss_of(outputs[-1], x[:2]))
-        made = torch.cat(outputs)
+    total, outputs, network = 0.0, [], run.evaluated(h)
+    for share, x in examples.chunks():
+        outputs.append(network.outputs(x.inputs))
+        total += share * float(network.loss_of(outputs[-1], terms(x)))
+    made = torch.cat(outputs)
     targets = examples.targets
     found = {"loss": total}
     if not targets.is_floating_point():

@@ -15,17 +15,19 @@ from hyperrbp.config.recipe_keys import MetaSection
 from hyperrbp.data.batches import ShuffledBatches
 from hyperrbp.data.builtin import data_root
 from hyperrbp.exceptions import UsageError
-from hyperrbp.experiments import evaluation
+from hyperrbp.experiments import evaluation, initial_weights
 from hyperrbp.experiments.data_module import DataModule
 from hyperrbp.experiments.device import device_and_threads, environment
 from hyperrbp.experiments.sanity_check import check_network_and_loss
 from hyperrbp.hypergradients import Averaging
 from hyperrbp.hypergradients.settings import GradientSettings
 from hyperrbp.optimizers.adam import AdamSettings
+from hyperrbp.problems.losses import smoothed_cross_entropy
 from hyperrbp.problems.networks import MODELS
-from hyperrbp.problems.training.hidden_state import refuse_hidden_state
 from hyperrbp.problems.training.hyperparameters import Grain, Hyperparameters
 from hyperrbp.problems.training.run import TrainingRun
+from hyperrbp.problems.training.schedules import Schedule
+from hyperrbp.problems.training.update_rules import UPDATE_RULES, UpdateRule
 from hyperrbp.runtime import user_code
 from hyperrbp.runtime.randomness import generator, seeded
 from hyperrbp.runtime.user_code import TORCHVISION
@@ -68,6 +70,7 @@ class Experiment:
             ("data code", recipe.data.name),
             ("model code", recipe.model.name),
             ("loss code", recipe.inner.loss),
+            ("optimizer code", recipe.inner.optimizer),
         ):
             if user_code.is_code(name) and (digest := self._modules.digest(name)):
                 yield key, digest
@@ -89,8 +92,8 @@ class Experiment:
         # A layer initializes itself from the global generators.
         with seeded(generator(seed, "model", sample).initial_seed()):
             model = self._network()
-        refuse_hidden_state(model)
-        model.to(self.device, self.data.dtype).requires_grad_(False)
+        model.to(self.device, self.data.dtype)
+        start = initial_weights.prepare(model, recipe.model)
         # Seeds of two samples never meet: each stands for (seed, sample) in the batches' own
         # purpose.
         batch_seed = generator(seed, "batch order", sample).initial_seed()
@@ -99,13 +102,43 @@ class Experiment:
             ShuffledBatches(self.data.train, inner.batch_size, batch_seed),
             steps=inner.steps,
             meta_examples=self.data.validation if recipe.meta.loss == "validation" else None,
-            loss=self.data.loss,
-            update=inner.update,
-            initial_weights=self._initial_weights(model, sample, seed),
+            loss=smoothed_cross_entropy(inner.label_smoothing)
+            if inner.label_smoothing
+            else self.data.loss,
+            meta_loss=self.data.loss if inner.label_smoothing else None,
+            optimizer=self.rule,
+            schedule=Schedule(**inner.schedule.model_dump()),
+            clip_norm=inner.clip_norm,
+            accumulate=inner.accumulate,
+            autocast=torch.bfloat16 if inner.precision == "bf16" else None,
+            recalibration=inner.recalibration,
+            initial_weights=start
+            if start is not None
+            else self._initial_weights(model, sample, seed),
             hyperparameters=self._hyperparameters(),
+            seed=seed,
         )
         check_network_and_loss(run, self.data, recipe)
+        run.examine()
         return run
+
+    @cached_property
+    def rule(self) -> UpdateRule:
+        """The update rule of the inner run.
+
+        Raises:
+            UsageError: if the user's own code makes something else.
+        """
+        name, options = self.recipe.inner.optimizer, self.recipe.inner.options
+        if name in UPDATE_RULES:
+            return UPDATE_RULES[name](**options)
+        made = self._modules.run(name, **options)
+        if not isinstance(made, UpdateRule):
+            raise UsageError(
+                f"{user_code.described(name)} made {type(made).__name__}; expected a"
+                " hyperrbp.UpdateRule"
+            )
+        return made
 
     def _initial_weights(
         self, model: torch.nn.Module, sample: int, seed: int
@@ -114,7 +147,7 @@ class Experiment:
         std = self.recipe.model.init_std
         if std is None:
             return None
-        count = sum(tensor.numel() for tensor in model.parameters())
+        count = sum(p.numel() for p in model.parameters() if p.requires_grad)
         weights = torch.empty(count, dtype=self.data.dtype)
         weights.normal_(0, std, generator=generator(seed, "initial weights", sample))
         return weights.to(self.device)
@@ -145,20 +178,13 @@ class Experiment:
                 kind: Grain(by, segments)
                 for kind, (by, segments, _) in self.recipe.hyperparameters.tuned().items()
             },
-            {
-                "learning_rate": inner.learning_rate,
-                "momentum": inner.momentum,
-                "weight_decay": inner.weight_decay,
-            },
+            inner.starts(),
         )
 
     @cached_property
     def theta(self) -> torch.Tensor:
         """θ at the untuned start, shape (p,)."""
-        inner = self.recipe.inner
-        return self.problem().initial_theta(
-            inner.learning_rate, inner.momentum, weight_decay=inner.weight_decay
-        )
+        return self.problem().initial_theta(**self.recipe.inner.starts())
 
     @cached_property
     def box(self) -> tuple[torch.Tensor, torch.Tensor]:

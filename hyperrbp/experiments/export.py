@@ -24,7 +24,7 @@ WEIGHT_DECAY, EXAMPLE_WEIGHTS = "weight_decay.safetensors", "example_weights.saf
 _FORMS = {
     "maclaurin": "The run used v' = βv − (1−β)g, w' = w + αv'; here lr = α(1−β) and momentum = β,\n"
     "which is the same training in exact arithmetic (the buffer is −v/(1−β)).",
-    "pytorch": "The run used this very update.",
+    "sgd": "The run used this very update.",
 }
 
 _HEADING = '''"""Parameter groups for torch.optim.SGD, tuned by hyperrbp {version}.
@@ -231,7 +231,7 @@ class _Module:
 
     def add_schedule(self) -> None:
         """Add what sets learning rates and momenta during the run."""
-        rescale = _RESCALE if self._recipe.inner.update == "maclaurin" else ""
+        rescale = _RESCALE if self._recipe.inner.optimizer == "maclaurin" else ""
         self._functions.append(_SET_STRETCH.format(rescale=rescale))
         self._in_each_step.append(
             "set_stretch(optimizer, step)  # step: how many were taken before"
@@ -260,7 +260,7 @@ class _Module:
             run=f"Meta loss {best.meta_loss:.6g} after {best.meta_step} meta steps of"
             f" {how}, {result.train_steps} training steps each.",
             uses="\n".join(f"    {line}".rstrip() for line in uses),
-            form=_FORMS[self._recipe.inner.update],
+            form=_FORMS[self._recipe.inner.optimizer],
         )
 
     def _imports(self) -> list[str]:
@@ -274,7 +274,7 @@ class _Module:
 
     def _settings(self) -> str:
         """Return the function ``settings`` of the module, and its constants."""
-        update = self._recipe.inner.update
+        update = self._recipe.inner.optimizer
         if not self.scheduled:
             constant = sgd_settings(self._rates[0], self._momenta[0], self._decays, update)
             return _CONSTANT.format(settings=_literal(constant))
@@ -310,12 +310,9 @@ def sgd_settings(
 
     The update of Maclaurin et al. (2015) is that optimizer with lr = α(1 − β) and momentum β.
     """
-    from hyperrbp.problems.training.update_rules import UPDATE_RULES
-
-    effective = UPDATE_RULES[update].effective_rate
     return {
         name: {
-            "lr": effective(rate, momenta[name]),
+            "lr": rate * (1 - momenta[name]) if update == "maclaurin" else rate,
             "momentum": momenta[name],
             "weight_decay": decays[name],
         }

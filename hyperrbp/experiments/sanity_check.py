@@ -13,18 +13,16 @@ from hyperrbp.data.batches import Batch
 from hyperrbp.exceptions import UsageError, is_foreseen, type_and_message_of
 from hyperrbp.experiments.data_module import DataModule
 from hyperrbp.problems.training.run import TrainingRun
+from hyperrbp.problems.training.terms import terms
 from hyperrbp.runtime import user_code
-
-_TWICE = 32
-"""Examples that a network is shown twice: rare random numbers are among so many outputs."""
 
 
 def check_network_and_loss(run: TrainingRun, data: DataModule, recipe: Recipe) -> None:
     """Check that outputs and losses are what a training run can use.
 
     Raises:
-        UsageError: if the network or the loss fails, makes something of the wrong shape, something
-            else the second time, or what cannot be differentiated twice.
+        UsageError: if the network or the loss fails, makes something of the wrong shape, or what
+            cannot be differentiated twice.
     """
     x = Batch(data.train.inputs[:2], data.train.targets[:2])
     model = _named("model", recipe.model.name)
@@ -34,9 +32,6 @@ def check_network_and_loss(run: TrainingRun, data: DataModule, recipe: Recipe) -
         with _reported(f"{model}, on inputs of shape {_shape(x.inputs)}"):
             made = run.objective.outputs(parameters, x.inputs)
         _check_outputs(made, len(x), model, data)
-        shown = data.train.inputs[:_TWICE]
-        first, again = (run.objective.outputs(parameters, shown) for _ in _seeds())
-        _check_repeatable(first, again, model)
         shapes = f"outputs of shape {_shape(made)} and targets of {_shape(x.targets)}"
         with _reported(f"{loss}, on {shapes}"):
             losses = data.loss(made, x.targets)
@@ -54,13 +49,6 @@ def _reported(what: str) -> Iterator[None]:
         if is_foreseen(error):
             raise
         raise UsageError(f"{what}: {type_and_message_of(error)}") from error
-
-
-def _seeds() -> Iterator[int]:
-    """Yield two seeds, each once it is set in PyTorch's generator."""
-    for seed in (0, 1):
-        torch.default_generator.manual_seed(seed)
-        yield seed
 
 
 def _check_outputs(made: Tensor, count: int, model: str, data: DataModule) -> None:
@@ -89,18 +77,9 @@ def _check_losses(losses: object, count: int, loss: str) -> None:
 def _differentiate_twice(run: TrainingRun, x: Batch) -> None:
     w = run.objective.initial_weights().requires_grad_()
     with torch.enable_grad():
-        gradient = run.objective.differentiable_gradient(w, x[:2])
+        gradient = run.objective.differentiable_gradient(w, terms(x))
         if gradient.requires_grad:  # or else the loss is affine
             torch.autograd.grad(gradient.sum(), w)
-
-
-def _check_repeatable(first: Tensor, again: Tensor, model: str) -> None:
-    tolerance = 1e-4 * float(first.nan_to_num().abs().max())
-    if not torch.allclose(first, again, rtol=0.0, atol=tolerance, equal_nan=True):
-        raise UsageError(
-            f"{model} made something else of the same examples the second time; a network that"
-            " draws random numbers or keeps a state is not supported: dropout with p = 0"
-        )
 
 
 def _named(key: str, name: str) -> str:

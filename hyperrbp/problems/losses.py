@@ -43,6 +43,18 @@ def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
     return functional.cross_entropy(outputs, targets, reduction="none")
 
 
+def smoothed_cross_entropy(share: float) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return the cross-entropy with targets of which a share is spread over all classes."""
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        spread = -outputs.log_softmax(1).mean(1)
+        if spread.dim() > 1:
+            spread = spread.flatten(1).mean(1)
+        return (1 - share) * cross_entropy(outputs, targets) + share * spread
+
+    return loss
+
+
 def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
     """Return the mean of (output − target)²."""
     return _mean((_like(outputs, targets) - targets).square())

@@ -14,12 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
+from torch.utils._device import DeviceContext
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule, Node
 
 Function = Callable[..., Sequence[Tensor]]
 """Tensors in, tensors out; free of side effects, and of branches on the values of tensors."""
+
+_COUNTERS = "torch.utils.flop_counter"
 
 TRACE_AFTER = 500
 """Calls on tensors of one kind before tracing, which costs about as much as it saves on so many."""
@@ -28,8 +33,18 @@ TRACE_AFTER = 500
 class TracedFunction:
     """A function that is traced, into a list of its operations, once it has been called often.
 
-    Tensors of another shape, stride, dtype or device have a program of their own. A function that
-    cannot be traced, or whose program gives other bits, goes on being called as it is.
+    Tensors of another shape, stride, dtype or device have a program of their own, and so has
+    another autocast, default dtype or device, deterministic or inference mode. A function that
+    cannot be traced, or whose program gives other bits, goes on being called as it is, and so is
+    one under a transform of ``torch.func`` or a mode that intercepts operations.
+
+    What else the function depends on (a float of a closure, an attribute of a module) is part of
+    the program; its owner asks for a ``recheck`` wherever that may have changed. A copy of it, or
+    of what holds it, has no programs; its function is the copied object's if it is a method, and
+    the same one if it is a closure.
+
+    The function may draw from PyTorch's global generators, and then so does its program; tracing
+    and checking draw no more than the one call that they are part of.
 
     Args:
         function: what is called.
@@ -41,8 +56,15 @@ class TracedFunction:
         self._trace_after = trace_after
         self._calls: dict[Any, int] = {}
         self._programs: dict[Any, Function] = {}
+        self._due: set[Any] = set()
         self.refusal: str | None = None
         """Why the function is called as it is, if it could not be traced."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"function": self._function, "trace_after": self._trace_after}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        TracedFunction.__init__(self, **state)
 
     @property
     def traced(self) -> bool:
@@ -51,41 +73,136 @@ class TracedFunction:
 
     def __call__(self, *tensors: Tensor) -> Sequence[Tensor]:
         """Return the function of these tensors; none of the results has a graph."""
-        kind = tuple([(t.shape, t.stride(), t.dtype, t.device) for t in tensors])
+        kind = _kind(tensors)
         program = self._programs.get(kind)
         with torch.no_grad():
-            if program is None:
+            if program is None and kind is not None:
                 calls = self._calls[kind] = self._calls.get(kind, 0) + 1
                 if calls > self._trace_after:
                     program = self._programs[kind] = self._trace(tensors)
+            elif self._due and kind in self._due and not _counting():
+                return self._checked(kind, tensors)
             return (program or self._function)(*tensors)
 
     def trace(self, *tensors: Tensor) -> None:
         """Trace now what will be called on tensors like these."""
-        kind = tuple([(t.shape, t.stride(), t.dtype, t.device) for t in tensors])
-        if kind not in self._programs:
+        kind = _kind(tensors)
+        if kind is not None and kind not in self._programs:
             with torch.no_grad():
                 self._programs[kind] = self._trace(tensors)
+
+    def recheck(self) -> None:
+        """Hold every program against the function at its next call.
+
+        Where the bits differ, that call returns the function's, the program is dropped, and the
+        function is traced again once it has again been called often.
+        """
+        self._due = {kind for kind, made in self._programs.items() if made is not self._function}
+
+    def _checked(self, kind: Any, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        expected, fault = self._compared(self._programs[kind], tensors)
+        self._due.discard(kind)
+        if fault is not None:
+            del self._programs[kind]
+            self._calls[kind] = 1
+        return expected
 
     def _trace(self, tensors: Sequence[Tensor]) -> Function:
         # Traced on other tensors than it is checked on: none stands in for another of the same
         # storage, and no value of theirs has become part of the program.
         others = [t * 0.75 if t.is_floating_point() else t.clone() for t in tensors]
+        before = _generator_states(tensors)
         try:
             program = _program(self._function, others)
-            found = program(*tensors)
         except Exception as error:  # whatever a model does that no list of operations can hold
-            self.refusal = f"{type(error).__name__}: {error}".splitlines()[0]
+            self.refusal = _line(error)
             return self._function
+        finally:
+            _set_generator_states(before)
+        try:
+            self.refusal = self._compared(program, tensors)[1]
+        finally:
+            _set_generator_states(before)
+        return program if self.refusal is None else self._function
+
+    def _compared(
+        self, program: Function, tensors: Sequence[Tensor]
+    ) -> tuple[Sequence[Tensor], str | None]:
+        """Return what the function gives, and why the program does not give the same, if so."""
+        before, fault = _generator_states(tensors), None
+        try:
+            found = program(*tensors)
+        except Exception as error:  # of tensors that the program was not made for
+            found, fault = (), _line(error)
+        left = _generator_states(tensors)
+        _set_generator_states(before)
         expected = self._function(*tensors)
-        if len(found) != len(expected) or not all(map(_same, found, expected)):
-            self.refusal = "the traced operations give other bits"
-            return self._function
-        return program
+        if fault is None and not (
+            len(found) == len(expected)
+            and all(map(_same, found, expected))
+            and all(map(torch.equal, left.values(), _generator_states(tensors).values()))
+        ):
+            fault = "the traced operations give other bits"
+        return expected, fault
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def _kind(tensors: Sequence[Tensor]) -> Any:
+    """Return what the operations of a function depend on beside values, or None: anything."""
+    place: Any = None
+    if count := torch._C._len_torch_function_stack():  # a default device is one, too
+        modes = [torch._C._get_function_stack_at(i) for i in range(count)]
+        if not all(isinstance(mode, DeviceContext) for mode in modes):
+            return None
+        place = tuple([mode.device for mode in modes])
+    if peek_interpreter_stack() is not None:
+        return None
+    if torch._C._len_torch_dispatch_stack() and not _counting():
+        return None
+    cpu, cuda = torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
+    return (
+        cpu and torch.get_autocast_dtype("cpu"),
+        cuda and torch.get_autocast_dtype("cuda"),
+        torch.get_default_dtype(),
+        place,
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_inference_mode_enabled(),
+        *[(t.shape, t.stride(), t.dtype, t.device) for t in tensors],
+    )
+
+
+def _counting() -> bool:
+    """Return whether modes stand between tensors and their operations that only count these.
+
+    What they count is the work of a program, without any check of it.
+    """
+    modes = _get_current_dispatch_mode_stack()
+    return bool(modes) and all(type(mode).__module__ == _COUNTERS for mode in modes)
+
+
+def _generator_states(tensors: Sequence[Tensor]) -> dict[torch.device, Tensor]:
+    """Return the states of the global generators that a function of these tensors draws from."""
+    states = {torch.device("cpu"): torch.get_rng_state()}
+    for device in {t.device for t in tensors if t.is_cuda}:
+        states[device] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def _set_generator_states(states: dict[torch.device, Tensor]) -> None:
+    for device, state in states.items():
+        if device.type == "cuda":
+            torch.cuda.set_rng_state(state, device)
+        else:
+            torch.set_rng_state(state)
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and torch.allclose(a, b, rtol=0.0, atol=0.0, equal_nan=True)
+    if (a.shape, a.dtype, a.device) != (b.shape, b.dtype, b.device):
+        return False
+    return torch.equal(a, b) or torch.allclose(a, b, rtol=0.0, atol=0.0, equal_nan=True)
 
 
 def _program(function: Function, tensors: Sequence[Tensor]) -> Function:

@@ -53,13 +53,13 @@ EXAMPLE_WEIGHTS = (
 )
 CONVOLUTION = (
     "tune digits --set model.name=conv --set 'model.options={channels: [4, 8], kernel: 3}'"
-    " --set model.init_std=null --set inner.update=pytorch --set inner.learning_rate=0.1"
-    " --set data.train_examples=500"
+    " --set model.init_std=null --set inner.optimizer=sgd --set inner.momentum=0.5"
+    " --set inner.learning_rate=0.1 --set data.train_examples=500"
 )
 ROLLBACK = (
     "tune digits --method bptt --on-divergence rollback --set model.options.activation=relu"
-    " --set model.init_std=0.3 --set inner.update=pytorch --set inner.learning_rate=0.3"
-    " --set meta.learning_rate=2"
+    " --set model.init_std=0.3 --set inner.optimizer=sgd --set inner.momentum=0.5"
+    " --set inner.learning_rate=0.3 --set meta.learning_rate=2"
 )
 """Its third or fourth inner run is not finite."""
 HOPFIELD = (

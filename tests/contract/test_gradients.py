@@ -242,13 +242,13 @@ def test_rbp_stops_at_its_tolerance():
 # --- the training run ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("update", ["maclaurin", "pytorch"])
-def test_bptt_of_a_training_run_agrees_with_finite_differences(update):
+@pytest.mark.parametrize("optimizer", ["maclaurin", "sgd"])
+def test_bptt_of_a_training_run_agrees_with_finite_differences(optimizer):
     """In 8 random directions, relatively to 1e-6, for both forms of SGD.
 
     Catches an error of three in a million.
     """
-    problem, theta = small_training_run(steps=40, update=update)
+    problem, theta = small_training_run(steps=40, optimizer=optimizer)
     theta = theta + 0.1 * torch.randn(
         len(theta), generator=torch.Generator().manual_seed(1), dtype=torch.float64
     )
@@ -361,9 +361,9 @@ def adjoint_gap(map_, n: int) -> float:
     return gap
 
 
-@pytest.mark.parametrize("update", ["maclaurin", "pytorch"])
-def test_forward_and_transposed_products_are_adjoint(update):
-    problem, theta = small_training_run(steps=10, update=update)
+@pytest.mark.parametrize("optimizer", ["maclaurin", "sgd"])
+def test_forward_and_transposed_products_are_adjoint(optimizer):
+    problem, theta = small_training_run(steps=10, optimizer=optimizer)
     h = problem.run(theta, 0, 10, problem.initial_state())
     n = len(h)
     assert adjoint_gap(Linearization(problem, h, theta, problem.input(9)), n) < 1e-12

@@ -45,11 +45,11 @@ IN_SEGMENTS = {
 }
 CASES = {
     "default": {},
-    "pytorch": {"inner.update": "pytorch"},
+    "sgd": {"inner.optimizer": "sgd"},
     "by layer": BY_LAYER,
-    "by layer, pytorch": BY_LAYER | {"inner.update": "pytorch"},
+    "by layer, pytorch": BY_LAYER | {"inner.optimizer": "sgd"},
     "segments": IN_SEGMENTS,
-    "segments, pytorch": IN_SEGMENTS | {"inner.update": "pytorch"},
+    "segments, pytorch": IN_SEGMENTS | {"inner.optimizer": "sgd"},
     "momentum alone in segments": {
         "hyperparameters.learning_rate": None,
         "hyperparameters.momentum.segments": 23,
@@ -189,7 +189,7 @@ def test_every_file_that_is_read_is_beside_the_code(tmp_path):
 def test_maclaurin_settings_in_torch_sgd():
     settings = sgd_settings({"w": 0.4}, {"w": 0.75}, {"w": 0.1}, "maclaurin")
     assert settings == {"w": {"lr": 0.1, "momentum": 0.75, "weight_decay": 0.1}}
-    settings = sgd_settings({"w": 0.4}, {"w": 0.75}, {"w": 0.1}, "pytorch")
+    settings = sgd_settings({"w": 0.4}, {"w": 0.75}, {"w": 0.1}, "sgd")
     assert settings == {"w": {"lr": 0.4, "momentum": 0.75, "weight_decay": 0.1}}
 
 

@@ -351,7 +351,7 @@ def test_a_content_of_another_version_is_refused():
 
 def test_runs_that_diverge_are_bad_points_and_no_end():
     """Breaks if one is recorded, or ends the search."""
-    problem, theta = small_training_run(steps=18, update="pytorch")
+    problem, theta = small_training_run(steps=18, optimizer="sgd")
     steps, state = minimized(
         problem, theta + 2, TrustRegionSettings(steps=12, screened=9), half=900.0, gradient=EXACT
     )

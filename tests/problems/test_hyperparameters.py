@@ -37,7 +37,7 @@ GRAINS = [
 each_grain = pytest.mark.parametrize(
     ("kind", "grain"), GRAINS, ids=[f"{kind}-{g.by}-{g.segments}" for kind, g in GRAINS]
 )
-each_update = pytest.mark.parametrize("update", ["maclaurin", "pytorch"])
+each_update = pytest.mark.parametrize("optimizer", ["maclaurin", "sgd"])
 MIXED = {
     "learning_rate": Grain("tensor", 3),
     "momentum": Grain("layer", 2),
@@ -71,9 +71,9 @@ def assert_same(found: torch.Tensor, expected: torch.Tensor, within: float = 1e-
 
 @each_update
 @each_grain
-def test_the_exact_gradient_is_that_of_finite_differences(kind, grain, update):
+def test_the_exact_gradient_is_that_of_finite_differences(kind, grain, optimizer):
     """Every kind at every grain. Catches one blind to the start."""
-    problem, theta = run_of({kind: grain}, update=update)
+    problem, theta = run_of({kind: grain}, optimizer=optimizer)
     gradient = hypergradient(problem, theta, "bptt").gradient
     source = torch.Generator().manual_seed(2)
     for _ in range(2):
@@ -85,9 +85,9 @@ def test_the_exact_gradient_is_that_of_finite_differences(kind, grain, update):
 
 @each_update
 @each_grain
-def test_every_way_to_the_exact_gradient_is_the_same(kind, grain, update):
+def test_every_way_to_the_exact_gradient_is_the_same(kind, grain, optimizer):
     """Unrolled, by states, by checkpoints, forward. Catches one blind to the start."""
-    problem, theta = run_of({kind: grain}, update=update)
+    problem, theta = run_of({kind: grain}, optimizer=optimizer)
     expected = hypergradient(problem, theta, "bptt").gradient
     whole = Averaging(minibatches=1)
     ways = [
@@ -102,8 +102,8 @@ def test_every_way_to_the_exact_gradient_is_the_same(kind, grain, update):
 
 
 @each_update
-def test_all_kinds_at_once(update):
-    problem, theta = run_of(MIXED, update=update)
+def test_all_kinds_at_once(optimizer):
+    problem, theta = run_of(MIXED, optimizer=optimizer)
     expected = hypergradient(problem, theta, "bptt").gradient
     assert_same(hypergradient(problem, theta, Bptt(keep="checkpoints")).gradient, expected)
     source = torch.Generator().manual_seed(4)
@@ -115,9 +115,9 @@ def test_all_kinds_at_once(update):
 
 @each_update
 @each_grain
-def test_the_products_written_out_are_those_of_the_graph(kind, grain, update):
+def test_the_products_written_out_are_those_of_the_graph(kind, grain, optimizer):
     """Jᵀu, (∂F/∂θ)ᵀu and the mean of the latter against the plain graph of one step."""
-    problem, theta = run_of({kind: grain, "learning_rate": Grain()}, update=update)
+    problem, theta = run_of({kind: grain, "learning_rate": Grain()}, optimizer=optimizer)
     h = problem.run(theta, 0, 5, problem.initial_state(theta))
     h = h.clone()
     u = torch.randn(len(h), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -141,8 +141,8 @@ def test_the_products_written_out_are_those_of_the_graph(kind, grain, update):
 
 @each_update
 @each_grain
-def test_a_run_in_place_has_the_bits_of_its_steps(kind, grain, update):
-    problem, theta = run_of({kind: grain}, update=update)
+def test_a_run_in_place_has_the_bits_of_its_steps(kind, grain, optimizer):
+    problem, theta = run_of({kind: grain}, optimizer=optimizer)
     h = problem.initial_state(theta)
     for t, state in enumerate(problem.states(theta, 0, problem.steps, h)):
         h = problem.step(h, theta, problem.input(t))
@@ -150,14 +150,14 @@ def test_a_run_in_place_has_the_bits_of_its_steps(kind, grain, update):
 
 
 @each_update
-def test_a_run_in_segments_is_torch_sgd_with_the_buffer_rescaled(update):
+def test_a_run_in_segments_is_torch_sgd_with_the_buffer_rescaled(optimizer):
     """Where β changes, the buffer of torch.optim.SGD is multiplied by (1 − β)/(1 − β')."""
     tuned = {
         "learning_rate": Grain("tensor", 3),
         "momentum": Grain("tensor", 3),
         "weight_decay": Grain("layer"),
     }
-    problem, theta = run_of(tuned, update=update)
+    problem, theta = run_of(tuned, optimizer=optimizer)
     model = problem.objective._model
     nn.utils.vector_to_parameters(
         problem.initial_state(theta)[: problem.weights].clone(), model.parameters()
@@ -171,11 +171,11 @@ def test_a_run_in_segments_is_torch_sgd_with_the_buffer_rescaled(update):
             name = group["name"]
             entry = f"{name}.s{t * 3 // problem.steps + 1}"
             alpha, beta = of["learning_rate"][entry], of["momentum"][entry]
-            group["lr"] = alpha * (1 - beta) if update == "maclaurin" else alpha
+            group["lr"] = alpha * (1 - beta) if optimizer == "maclaurin" else alpha
             group["momentum"] = beta
             group["weight_decay"] = of["weight_decay"][name.split(".")[0]]
             buffer = optimizer.state[group["params"][0]].get("momentum_buffer")
-            if update == "maclaurin" and buffer is not None:
+            if optimizer == "maclaurin" and buffer is not None:
                 buffer *= (1 - before[name]) / (1 - beta)
             before[name] = beta
         x = problem.input(t)

@@ -21,7 +21,7 @@ from hyperrbp.experiments import device as device_module
 from hyperrbp.experiments.experiment import Experiment
 from hyperrbp.problems.losses import LOSSES
 from hyperrbp.problems.networks import Conv
-from hyperrbp.problems.training.hidden_state import refuse_hidden_state
+from hyperrbp.problems.training.module_checks import refuse_module
 from hyperrbp.problems.training.run import TrainingRun
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
@@ -143,8 +143,8 @@ def test_a_network_that_cannot_be_trained_is_refused_before_training(body, words
 )
 def test_modules_with_a_hidden_state_are_named(module):
     with pytest.raises(UsageError, match=rf"the model's '0' \({type(module).__name__}\)"):
-        refuse_hidden_state(nn.Sequential(module))
-    refuse_hidden_state(
+        refuse_module(nn.Sequential(module))
+    refuse_module(
         nn.Sequential(nn.GroupNorm(2, 4), nn.LayerNorm(4), nn.Dropout(0.0), nn.LSTM(4, 4))
     )
 
@@ -185,7 +185,7 @@ def test_conv_is_built_as_it_says():
     )
 
 
-def conv_run(update: str, loss: str = "cross-entropy"):
+def conv_run(optimizer: str, loss: str = "cross-entropy"):
     """A tiny convolutional network in float64."""
     source = torch.Generator().manual_seed(1)
     inputs = torch.randn(20, 1, 6, 6, generator=source, dtype=torch.float64)
@@ -196,17 +196,17 @@ def conv_run(update: str, loss: str = "cross-entropy"):
         model = Conv(channels=[2, 3], activation="tanh").build((1, 6, 6), 3).double()
     targets = classes if LOSSES[loss].targets == "classes" else values
     run = TrainingRun(
-        model, ShuffledBatches(Batch(inputs, targets), 5, 3), steps=12, update=update,
+        model, ShuffledBatches(Batch(inputs, targets), 5, 3), steps=12, optimizer=optimizer,
         loss=LOSSES[loss].function,
     )  # fmt: skip
     return model, run, run.initial_theta(0.3, 0.6)
 
 
 @pytest.mark.parametrize("loss", ["cross-entropy", "mse", "huber"])
-@pytest.mark.parametrize("update", ["pytorch", "maclaurin"])
-def test_the_hypergradient_of_a_convolutional_network_is_right(update, loss):
+@pytest.mark.parametrize("optimizer", ["sgd", "maclaurin"])
+def test_the_hypergradient_of_a_convolutional_network_is_right(optimizer, loss):
     """In float64 against autograd through a run written out by hand, and central differences."""
-    model, run, theta = conv_run(update, loss)
+    model, run, theta = conv_run(optimizer, loss)
     found = hypergradient(run, theta, "bptt").gradient
 
     def unrolled(theta):
@@ -224,7 +224,7 @@ def test_the_hypergradient_of_a_convolutional_network_is_right(update, loss):
                 loss_at(leaves, run.input(t)), list(leaves.values()), create_graph=True
             )
             for i, key in enumerate(weights):
-                sign, gain = (-1, 1) if update == "pytorch" else (1, beta[i] - 1)
+                sign, gain = (-1, 1) if optimizer == "sgd" else (1, beta[i] - 1)
                 velocity[key] = beta[i] * velocity[key] + gain * g[i]
                 weights[key] = leaves[key] + sign * alpha[i] * velocity[key]
         ((_, everything),) = run.population()

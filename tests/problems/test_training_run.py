@@ -45,17 +45,17 @@ def test_one_update_by_hand():
     torch.testing.assert_close(problem.step(h, theta, problem.input(0)), expected)
 
 
-@pytest.mark.parametrize("update", sorted(UPDATE_RULES))
+@pytest.mark.parametrize("optimizer", sorted(UPDATE_RULES))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_fast_run_is_the_step_again_and_again(update, dtype):
-    problem, theta = small_training_run(steps=30, update=update)
+def test_the_fast_run_is_the_step_again_and_again(optimizer, dtype):
+    problem, theta = small_training_run(steps=30, optimizer=optimizer)
     if dtype is torch.float32:
         examples = Batch(*(next(iter(problem.population()))[1]))
         problem = TrainingRun(
             model_of(problem, problem.initial_state()).float(),
             ShuffledBatches(Batch(examples.inputs.float(), examples.targets), 8, 3),
             steps=30,
-            update=update,
+            optimizer=optimizer,
         )
         theta = theta.float()
     start = problem.initial_state()
@@ -142,7 +142,7 @@ def batch(features: int = 4) -> list[tuple[torch.Tensor, torch.Tensor]]:
         ),
         (lambda: TrainingRun(nn.ReLU(), batch(), steps=1), "no parameters"),
         (lambda: TrainingRun(nn.Linear(4, 3), batch(), steps=0), "at least 1 step"),
-        (lambda: TrainingRun(nn.Linear(4, 3), batch(), steps=1, update="adam"), "unknown update"),
+        (lambda: TrainingRun(nn.Linear(4, 3), batch(), steps=1, optimizer="adm"), "unknown update"),
         (lambda: TrainingRun(nn.Linear(4, 3), [], steps=1), "at least one minibatch"),
         (
             lambda: TrainingRun(nn.Linear(4, 3), batch(), steps=1, initial_weights=torch.zeros(7)),

@@ -51,7 +51,7 @@ TUNING: dict[str, Any] = {
     "model.init_std": 0.30000000000000004,
     "inner.steps": 7,
     "inner.batch_size": 49,
-    "inner.update": "pytorch",
+    "inner.optimizer": "sgd",
     "inner.learning_rate": 0.3,
     "inner.momentum": 0.4,
     "inner.loss": "mse",

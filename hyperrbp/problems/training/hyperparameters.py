@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from hyperrbp.exceptions import UsageError
+from hyperrbp.runtime.suggestions import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,22 @@ def _log(default: float, transient: bool = False) -> HyperparameterKind:
     )
 
 
+def _logit(default: float) -> HyperparameterKind:
+    return HyperparameterKind(
+        torch.sigmoid, torch.logit, lambda x: x * (1 - x), (0.0, 1.0), default, transient=True
+    )
+
+
 KINDS: dict[str, HyperparameterKind] = {
     "learning_rate": _log(math.exp(-1), transient=True),
-    "momentum": HyperparameterKind(
-        torch.sigmoid, torch.logit, lambda x: x * (1 - x), (0.0, 1.0), 0.5, transient=True
-    ),
+    "momentum": _logit(0.5),
+    "beta1": _logit(0.9),
+    "beta2": _logit(0.999),
+    "alpha": _logit(0.99),
+    "eps": _log(1e-8, transient=True),
+    "warmup_share": _logit(0.0),
+    "end_share": _logit(0.0),
+    "knots": _log(1.0, transient=True),
     "weight_decay": _log(0.0),
     "init_scale": _log(1.0, transient=True),
     # Twice a sigmoid: at its start, 1, the loss is the plain mean.
@@ -78,10 +90,17 @@ class Hyperparameters:
     fixed: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for kind in (*self.tuned, *self.fixed):
+            if kind not in KINDS:
+                raise UsageError(
+                    f"no kind of hyperparameter '{kind}'{did_you_mean(kind, KINDS)}; there are"
+                    f" {', '.join(KINDS)}"
+                )
         for kind, value in self.fixed.items():
             low, high = KINDS[kind].limits
-            if not (low < value < high or value == KINDS[kind].default):
-                raise UsageError(_expected(kind))
+            # A limit itself is no place to start from, but a value to keep: no momentum, no decay.
+            if not low <= value <= high or math.isinf(value):
+                raise UsageError(_expected(kind, closed=True))
 
 
 class Layout:
@@ -92,6 +111,7 @@ class Layout:
         tensors: the names of the parameter tensors.
         sizes: their numbers of weights.
         examples: how many training examples there are.
+        defaults: natural values of kinds where none are given, instead of those of KINDS.
 
     Raises:
         UsageError: if nothing is tuned.
@@ -103,12 +123,14 @@ class Layout:
         tensors: Sequence[str],
         sizes: Sequence[int],
         examples: int,
+        defaults: Mapping[str, float] | None = None,
     ) -> None:
         self.tensors, self.sizes = tuple(tensors), tuple(sizes)
+        self._defaults = {kind: of.default for kind, of in KINDS.items()} | dict(defaults or {})
         self.grains = {kind: of for kind in KINDS if (of := hyperparameters.tuned.get(kind))}
         """By kind, the granularity of each that is tuned, in the order of θ."""
         self.fixed = {
-            kind: float(hyperparameters.fixed.get(kind, KINDS[kind].default))
+            kind: float(hyperparameters.fixed.get(kind, self._defaults[kind]))
             for kind in KINDS
             if kind not in self.grains
         }
@@ -142,8 +164,11 @@ class Layout:
 
     @cached_property
     def segments(self) -> int:
-        """The least number of segments of the run within which no hyperparameter changes."""
-        return math.lcm(*(grain.segments for grain in self.grains.values()))
+        """The least number of segments of the run within which no hyperparameter changes.
+
+        Knots are no segments: the schedule goes from one to the next in every step.
+        """
+        return math.lcm(*(of.segments for kind, of in self.grains.items() if kind != "knots"))
 
     def block(self, theta: Tensor, kind: str, segment: int) -> Tensor:
         """Return the unconstrained values of a tuned kind in one of ``segments``."""
@@ -172,6 +197,15 @@ class Layout:
         return torch.cat(
             [value.expand(size) for value, size in zip(values, self.sizes, strict=True)]
         )
+
+    def of_net(self, theta: Tensor, kind: str) -> Tensor:
+        """Return the natural values of a kind that the whole network shares, with their graph.
+
+        Their shape is (S,) for S segments or knots that are tuned, and (1,) otherwise.
+        """
+        if kind not in self.grains:
+            return theta.new_tensor([self.fixed[kind]])
+        return KINDS[kind].natural(theta[self.slices[kind]])
 
     def example_weights(self, theta: Tensor) -> Tensor | None:
         """Return natural weights of all training examples, with their graph; None if not tuned."""
@@ -224,6 +258,8 @@ class Layout:
         grain = self.grains[kind]
         if grain.segments == 1:
             return list(self.parts[kind])
+        if kind == "knots":
+            return [f"k{s + 1}" for s in range(grain.segments)]
         return [f"{part}.s{s + 1}" for s in range(grain.segments) for part in self.parts[kind]]
 
     def by_name(self, values: Tensor) -> dict[str, dict[str, float]]:
@@ -239,22 +275,26 @@ class Layout:
         theta = theta.detach()
         return torch.cat([KINDS[kind].natural(theta[at]) for kind, at in self.slices.items()])
 
-    def uniform(self, values: Mapping[str, float], like: Tensor) -> Tensor:
-        """Return θ with one natural value for each kind; kinds not named have their default.
+    def uniform(self, values: Mapping[str, float | Sequence[float]], like: Tensor) -> Tensor:
+        """Return θ with one natural value for each kind, or one for each of its entries.
+
+        Kinds that are not named have their default.
 
         Raises:
             UsageError: for a value outside the limits of its kind, or too near them to be held.
         """
         theta = like.new_empty(self.count)
         for kind, at in self.slices.items():
-            value = float(values.get(kind, KINDS[kind].default))
-            held = KINDS[kind].unconstrained(torch.tensor(value, dtype=torch.float64)).to(like)
+            given = values.get(kind, self._defaults[kind])
+            value = torch.tensor(given, dtype=torch.float64)
+            held = KINDS[kind].unconstrained(value).to(like)
             low, high = KINDS[kind].limits
-            if not low < value < high:
+            if not bool(((low < value) & (value < high)).all()):
                 raise UsageError(_expected(kind))
-            if not low < float(KINDS[kind].natural(held)) < high:
+            natural = KINDS[kind].natural(held)
+            if not bool(((low < natural) & (natural < high)).all()):
                 raise UsageError(
-                    f"{kind.replace('_', ' ')} {value!r} is out of the range of"
+                    f"{kind.replace('_', ' ')} {given!r} is out of the range of"
                     f" {str(like.dtype).removeprefix('torch.')}"
                 )
             theta[at] = held
@@ -283,7 +323,8 @@ class Layout:
         return theta
 
 
-def _expected(kind: str) -> str:
+def _expected(kind: str, closed: bool = False) -> str:
     low, high = KINDS[kind].limits
-    where = "above 0" if math.isinf(high) else f"between {low:g} and {high:g}"
+    above = "from 0 on" if closed else "above 0"
+    where = above if math.isinf(high) else f"between {low:g} and {high:g}"
     return f"{kind.replace('_', ' ')}: expected a number {where}"

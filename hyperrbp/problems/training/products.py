@@ -1,49 +1,51 @@
-"""The products of a training step with vectors, written out by hand.
+"""The map F of a training run with its products at a step, for any update rule.
 
-For the state h = (w, v), an adjoint u = (u_w, u_v) of it, the Hessian H of the minibatch's loss and
-the weight decay λ, with q = u_v ± α u_w and d = gain q:
-
-    Jᵀu        = (u_w + (H + λ) d, β q)
-    (∂F/∂α)ᵀu  = ± ⟨v', u_w⟩
-    (∂F/∂β)ᵀu  = ⟨v + gain' g, q⟩      g = ∇L(w) + λ w
-    (∂F/∂λ)ᵀu  = gain ⟨w, q⟩
-
-where the inner products run over the weights that share the hyperparameter. The network enters by
-its gradient and Hessian products alone, the rule by its elementwise coefficients.
+``hyperrbp.problems.training.elementwise`` has the algebra. Here states and adjoints are flat, of
+shape (n,) with n = (1 + slots) N, and the rates come from θ, of shape (p,).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from hyperrbp.data.batches import Batch
-from hyperrbp.problems.training.hyperparameters import Layout
-from hyperrbp.problems.training.objective import Objective, flat
-from hyperrbp.problems.training.schedule import RateSchedule
-from hyperrbp.problems.training.terms import row_numbers, with_weights
-from hyperrbp.problems.training.update_rules import (
-    Pieces,
-    Rates,
-    UpdateRule,
-    update_in_place,
-    velocity_adjoint,
-    with_decay,
-)
+from hyperrbp.exceptions import UsageError
+from hyperrbp.problems.training.elementwise import ElementwiseUpdate, StepPrograms
+from hyperrbp.problems.training.hyperparameters import KINDS, Layout
+from hyperrbp.problems.training.network_loss import flat
+from hyperrbp.problems.training.objective import Objective
+from hyperrbp.problems.training.rates import RateSchedule
+from hyperrbp.problems.training.terms import Structure, Terms
+from hyperrbp.problems.training.update_rules import UpdateRule
 
 
-class StepProducts:
-    """The products of one training step F at one θ; nothing here keeps a graph.
+class Place:
+    """A batch at its place in the run.
+
+    Args:
+        x: the batch, with the weights of its examples.
+        rows: which training examples they are; asked for only where their weights are tuned.
+        step: the number of the step.
+        steps: T.
+    """
+
+    __slots__ = ("rows", "step", "steps", "x")
+
+    def __init__(self, x: Terms, rows: Tensor | None, step: int, steps: int) -> None:
+        self.x, self.rows, self.step, self.steps = x, rows, step, steps
+
+
+class TrainingStep:
+    """F(h, θ, x), the map of one training step.
 
     Args:
         objective: the loss of the network, for its gradient and Hessian products.
         rule: the update rule.
         schedule: the rates of every step.
         layout: where in θ everything stands.
-        theta: θ, shape (p,).
+        clip_norm: the largest norm of a gradient; None: any.
     """
 
     def __init__(
@@ -52,140 +54,252 @@ class StepProducts:
         rule: UpdateRule,
         schedule: RateSchedule,
         layout: Layout,
-        theta: Tensor,
+        clip_norm: float | None = None,
     ) -> None:
-        self._objective, self._rule, self._layout = objective, rule, layout
-        self._theta = theta
-        with torch.no_grad():
-            self._rates = schedule.rates(theta)
-            self.example_weights = layout.example_weights(theta.detach())
-            """Natural weights of all training examples; None if they have none."""
+        self.objective, self.layout, self.schedule = objective, layout, schedule
+        self.update = ElementwiseUpdate(rule, objective.shapes, clip_norm)
+        self.rule = rule
+        self._programs: dict[Structure | None, StepPrograms] = {}
 
-    @cached_property
-    def _derivatives(self) -> Tensor:
-        """The derivatives of the natural values by their entries of θ, shape (p,)."""
-        with torch.no_grad():
-            return self._layout.derivatives(self._theta)
+    def with_objective(self, objective: Objective) -> TrainingStep:
+        """Return the same step with the loss of another network of the same shapes."""
+        return TrainingStep(objective, self.rule, self.schedule, self.layout, self.update.clip_norm)
+
+    def recheck(self) -> None:
+        """Compare every traced function with the module once more, at its next call."""
+        for programs in self._programs.values():
+            programs.advance.recheck()
+            programs.pullback.recheck()
+
+    def step(self, h: Tensor, theta: Tensor, at: Place) -> Tensor:
+        """Return F(h, θ, x), shape (n,), with graphs to h and θ where they require a gradient."""
+        state = self.objective.state_pieces(h)
+        rates, t = self.rates(theta, at), number_of(at, h)
+        weights = at.x.weights
+        if torch.is_grad_enabled() and (
+            h.requires_grad or (weights is not None and weights.requires_grad)
+        ):
+            g = self.objective.gradient_with_graph(state[0], at.x)
+        else:
+            g = self.objective.gradient([piece.detach() for piece in state[0]], at.x)
+        moved = self.update(state, self.update.clipped(g), rates, t)
+        return _joined(moved)
+
+    def at(self, theta: Tensor) -> StepAt:
+        """Return what a step at one θ is made of: its states and its products."""
+        return StepAt(self, theta.detach())
+
+    def rates(self, theta: Tensor, at: Place) -> list[Tensor]:
+        """Return the rates at a place by the rule's kinds, with a graph to θ."""
+        rates = self.schedule.rates(theta, at.step, at.steps)
+        return [rates[kind] for kind in self.rule.kinds]
+
+    def programs(self, structure: Structure | None) -> StepPrograms:
+        """Return the traced functions for batches of one structure."""
+        found = self._programs.get(structure)
+        if found is None:
+            found = StepPrograms(self.objective, self.update, structure)
+            self._programs[structure] = found
+        return found
+
+
+class StepAt:
+    """A training step at one θ; nothing here keeps a graph."""
+
+    def __init__(self, step: TrainingStep, theta: Tensor) -> None:
+        self._step, self._theta = step, theta
+        self._objective, self._layout, self._schedule = step.objective, step.layout, step.schedule
+        self._update, self._rule = step.update, step.rule
+        self._known: dict[int, list[Tensor]] = {}
+
+    def states(self, h: Tensor, places: Iterable[Place]) -> Iterator[Tensor]:
+        """Yield what ``TrainingStep.step`` gives again and again."""
+        for at in places:
+            with torch.no_grad():
+                state = self._objective.state_pieces(h)
+                tensors = [piece for part in state for piece in part]
+                programs = self._step.programs(at.x.structure)
+                with self._objective.drawing(at.x.seed):
+                    moved = programs.advance(*tensors, *self._after_state(h, at))
+                h = flat(moved)
+            yield h
 
     @torch.no_grad()
-    def transposed(self, w: Pieces, x: Batch, u: Tensor) -> Tensor:
-        """Return Jᵀu at the weights w, shape (2N,); J does not depend on the velocities."""
-        rates = self._rates[x.segment]
-        q, direction = self._velocity_adjoint(u, rates)
-        terms = with_weights(x, self.example_weights)
-        curved = self._objective.hessian_product(w, direction, terms)
-        return self._along_state(u, q, direction, curved, rates)
+    def pullback(self, h: Tensor, at: Place, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (Jᵀu, (∂F/∂θ)ᵀu), shapes (n,) and (p,)."""
+        along, of_rates, of_examples = self._pull_back(h, at, u)
+        kinds = dict(zip(self._rule.kinds, of_rates, strict=True))
+        of_theta = self._schedule.transposed(self._theta, at.step, at.steps, kinds)
+        if of_examples is not None:
+            assert at.rows is not None
+            place = self._layout.slices["example_weight"]
+            natural = self._layout.example_weights(self._theta)
+            assert natural is not None
+            derivative = KINDS["example_weight"].derivative(natural[at.rows])
+            of_theta[place].index_add_(0, at.rows, of_examples * derivative)
+        return along, of_theta
 
     @torch.no_grad()
-    def pullback(self, h: Tensor, x: Batch, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (Jᵀu, (∂F/∂θ)ᵀu) at h, shapes (2N,) and (p,)."""
-        w, v = self._objective.state_pieces(h)
-        rates = self._rates[x.segment]
-        q, direction = self._velocity_adjoint(u, rates)
-        terms = with_weights(x, self.example_weights)
-        g, curved = self._objective.curvature(w, direction, terms)
-        g = with_decay(g, w, rates)
-        along = self._along_rates(x.segment, (w, v), g, u, q)
-        if self.example_weights is not None:
-            self._add_along_examples(along, w, direction, [(1.0, x)])
-        return self._along_state(u, q, direction, curved, rates), along * self._derivatives
+    def transposed(self, h: Tensor, at: Place, u: Tensor) -> Tensor:
+        """Return Jᵀu, shape (n,)."""
+        return self._pull_back(h, at, u)[0]
 
-    def update_by(
-        self,
-        h: Tensor,
-        gradient: Tensor,
-        segment: int,
-        chunks: Iterable[tuple[float, Batch]] | None,
-    ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """Return F(h) for a given gradient ∇L of shape (N,), shape (2N,), and u ↦ (∂F/∂θ)ᵀu.
+    def _pull_back(
+        self, h: Tensor, at: Place, u: Tensor
+    ) -> tuple[Tensor, Sequence[Tensor], Tensor | None]:
+        state, adjoint = (self._objective.state_pieces(part) for part in (h, u))
+        tensors = [piece for part in (*state, *adjoint) for piece in part]
+        programs = self._step.programs(at.x.structure)
+        with self._objective.drawing(at.x.seed):
+            found = programs.pullback(*tensors, *self._after_state(h, at))
+        count = len(tensors) // 2
+        kinds = len(self._rule.kinds)
+        return (
+            flat(found[:count]),
+            found[count : count + kinds],
+            found[count + kinds] if len(found) > count + kinds else None,
+        )
 
-        ``chunks`` are the weighted examples of that gradient, where their weights are tuned.
+    @torch.no_grad()
+    def pushforward(self, h: Tensor, at: Place, tangents: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (F(h, θ, x), J S + ∂F/∂θ) for tangents S of shape (p, n).
+
+        Raises:
+            UsageError: for weights of examples, and weight decay of every weight: there are too
+                many of them to carry a tangent for each.
         """
-        with torch.no_grad():
-            rates, pieces = self._rates[segment], self._objective.pieces
-            w, v = self._objective.state_pieces(h)
-            g = with_decay(pieces(gradient), w, rates)
-            image = h.clone()
-            update_in_place(*self._objective.state_pieces(image), pieces(gradient), rates)
+        refuse_many_tangents(self._layout)
+        objective, weights = self._objective, self._objective.weights
+        state = objective.state_pieces(h)
+        raw, curved = objective.hessian_products(h[:weights], tangents[:, :weights], at.x)
+        g, along_g = self._clipped_tangents(raw, curved)
+        rates, t = self._rates(at), number_of(at, h)
+        jacobian = self._schedule.jacobian(self._theta, at.step, at.steps)
+        rows = [
+            [piece.reshape(len(tangents), -1) for piece in torch.split(part, objective.sizes, 1)]
+            for part in (*torch.split(tangents, weights, 1), along_g)
+        ]
+        moved: list[Sequence[Tensor]] = []
+        after: list[list[Tensor]] = []
+        for i, size in enumerate(objective.sizes):
+            made, diagonals = self._update.diagonals(state, g, rates, t, i)
+            moved.append(made)
+            inputs = [rows[j][i] for j in range(len(rows))]
+            direct = [
+                jacobian[kind][i].to(h.dtype)[:, None].expand(-1, size)
+                if kind in jacobian
+                else None
+                for kind in self._rule.kinds
+            ]
+            after.append(
+                [
+                    sum(
+                        (
+                            diagonal.reshape(-1) * tangent
+                            for diagonal, tangent in zip(of, [*inputs, *direct], strict=True)
+                            if tangent is not None
+                        ),
+                        torch.zeros_like(inputs[0]),
+                    )
+                    for of in diagonals
+                ]
+            )
+        parts = range(self._update.parts)
+        image = flat([moved[i][o] for o in parts for i in range(len(moved))])
+        return image, torch.cat([after[i][o] for o in parts for i in range(len(after))], 1)
+
+    def _clipped_tangents(self, raw: Tensor, curved: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Return the clipped gradient in pieces, and D H v for the rows H v."""
+        objective = self._objective
+        if self._update.clip_norm is None:
+            return objective.pieces(raw), curved
+        with torch.enable_grad():
+            leaf = raw.detach().requires_grad_()
+            clipped = flat(self._update.clipped(objective.pieces(leaf)))
+            # D is symmetric: the same products, from the left.
+            (along,) = torch.autograd.grad(clipped, leaf, curved, is_grads_batched=True)
+        return objective.pieces(clipped.detach()), along
+
+    @torch.no_grad()
+    def mean_pullback(
+        self, h: Tensor, places: Iterable[tuple[float, Place]]
+    ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """Return the mean F̄ of F over weighted places, and u ↦ (∂F̄/∂θ)ᵀu; one pass over them.
+
+        Every rate acts on its own element alone, so the mean of C is the mean of its diagonals.
+        Weights of examples are not among the parameters here.
+        """
+        objective, kinds = self._objective, self._rule.kinds
+        state = objective.state_pieces(h)
+        image = torch.zeros_like(h)
+        last: Place | None = None
+        means: dict[tuple[int, int], Tensor] = {}
+        for share, at in places:
+            g = self._update.clipped(objective.gradient(state[0], at.x))
+            rates, t = self._rates(at), number_of(at, h)
+            for i, into in enumerate(zip(*objective.state_pieces(image), strict=True)):
+                moved, diagonals = self._update.diagonals(state, g, rates, t, i)
+                for part, piece in zip(into, moved, strict=True):
+                    part.add_(piece, alpha=share)
+                for o, of in enumerate(diagonals):
+                    own = torch.stack(of[-len(kinds) :])
+                    mean = means.setdefault((o, i), torch.zeros_like(own))
+                    mean.add_(own, alpha=share)
+            last = at
+        if last is None:
+            raise UsageError("there are no training examples")
+        step, steps = last.step, last.steps
 
         @torch.no_grad()
         def along_theta(u: Tensor) -> Tensor:
-            q, direction = self._velocity_adjoint(u, rates)
-            along = self._along_rates(segment, (w, v), g, u, q)
-            if chunks is not None and self.example_weights is not None:
-                self._add_along_examples(along, w, direction, chunks)
-            return along * self._derivatives
+            of_kinds: list[list[Tensor]] = [[] for _ in kinds]
+            for i, adjoints in enumerate(zip(*objective.state_pieces(u), strict=True)):
+                products = torch.stack([means[o, i] * u_o for o, u_o in enumerate(adjoints)]).sum(0)
+                for k, product in enumerate(products):
+                    of_kinds[k].append(product)
+            along = {
+                kind: flat(pieces)
+                if self._by_weight(kind)
+                else torch.stack([piece.sum() for piece in pieces])
+                for kind, pieces in zip(kinds, of_kinds, strict=True)
+            }
+            return self._schedule.transposed(self._theta, step, steps, along)
 
         return image, along_theta
 
-    def _velocity_adjoint(
-        self, u: Tensor, rates: Sequence[Rates]
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        return velocity_adjoint(*self._objective.state_pieces(u), rates)
+    def _by_weight(self, kind: str) -> bool:
+        grain = self._layout.grains.get(kind)
+        return grain is not None and grain.by == "weight"
 
-    def _along_state(
-        self,
-        u: Tensor,
-        q: Pieces,
-        direction: Pieces,
-        curved: Pieces,
-        rates: Sequence[Rates],
-    ) -> Tensor:
-        """Return Jᵀu, shape (2N,), from H d in pieces."""
-        along = torch.empty_like(u)
-        for i, (w_i, v_i) in enumerate(zip(*self._objective.state_pieces(along), strict=True)):
-            torch.mul(q[i], rates[i].beta, out=v_i)
-            w_i.copy_(curved[i])
-            if (decay := rates[i].decay) is not None:
-                w_i.addcmul_(decay, direction[i])
-        weights = self._objective.weights
-        along[:weights].add_(u[:weights])
-        return along
+    def _rates(self, at: Place) -> list[Tensor]:
+        """Return the rates at a place, which are kept for as long as they stay the same."""
+        if not self._schedule.constant:
+            return self._step.rates(self._theta, at)
+        segment = self._schedule.segment(at.step, at.steps)
+        if segment not in self._known:
+            self._known[segment] = self._step.rates(self._theta, at)
+        return self._known[segment]
 
-    def _along_rates(
-        self, segment: int, state: tuple[Pieces, Pieces], g: Pieces, u: Tensor, q: Pieces
-    ) -> Tensor:
-        """Return (∂F/∂ρ)ᵀu by natural values, in the order of θ, shape (p,).
-
-        The weights of the examples are left at zero.
-        """
-        along, layout, rates = u.new_zeros(self._layout.count), self._layout, self._rates[segment]
-        (w, v), (u_w, _) = state, self._objective.state_pieces(u)
-        beta = torch.stack([of.beta for of in rates])
-        gain = torch.stack([of.gain for of in rates])
-        if "learning_rate" in layout.grains:
-            of_v = beta * _dots(v, u_w) + gain * _dots(g, u_w)
-            layout.collect(along, "learning_rate", segment, self._rule.sign * of_v)
-        if "momentum" in layout.grains:
-            of_v = _dots(v, q)
-            if self._rule.gain_derivative:
-                of_v = of_v + self._rule.gain_derivative * _dots(g, q)
-            layout.collect(along, "momentum", segment, of_v)
-        if (decay := layout.grains.get("weight_decay")) is not None:
-            of_w = (
-                flat([of.gain * w_i * q_i for of, w_i, q_i in zip(rates, w, q, strict=True)])
-                if decay.by == "weight"
-                else gain * _dots(w, q)
-            )
-            layout.collect(along, "weight_decay", segment, of_w)
-        return along
-
-    def _add_along_examples(
-        self,
-        along: Tensor,
-        w: Pieces,
-        direction: Pieces,
-        chunks: Iterable[tuple[float, Batch]],
-    ) -> None:
-        """Add the derivatives by the natural weights of the examples in these chunks."""
-        block = along[self._layout.slices["example_weight"]]
-        for share, x in chunks:
-            products = self._objective.example_products(w, direction, x[:2])
-            block.index_add_(0, row_numbers(x), products, alpha=share / len(x))
+    def _after_state(self, h: Tensor, at: Place) -> list[Tensor]:
+        weights = [] if at.x.weights is None else [at.x.weights]
+        return [*self._rates(at), number_of(at, h), *at.x.tensors, *weights]
 
 
-def _dots(x: Pieces, y: Pieces) -> Tensor:
-    """Return the inner product of every two pieces, shape (number of pieces,)."""
-    return torch.stack(
-        [torch.vdot(a.reshape(-1), b.reshape(-1)) for a, b in zip(x, y, strict=True)]
-    )
+def number_of(at: Place, like: Tensor) -> Tensor:
+    """Return the number of a step as a tensor, shape ()."""
+    return torch.tensor(float(at.step), dtype=torch.float64, device=like.device)
+
+
+def refuse_many_tangents(layout: Layout) -> None:
+    """Refuse kinds that have too many entries to carry a tangent for each.
+
+    Raises:
+        UsageError: for weights of examples, and weight decay of every weight.
+    """
+    for kind, grain in layout.grains.items():
+        if grain.by in ("weight", "example"):
+            raise UsageError(f"forward mode cannot carry a tangent for every {kind}")
+
+
+def _joined(parts: Sequence[Sequence[Tensor]]) -> Tensor:
+    return flat([piece for part in parts for piece in part])

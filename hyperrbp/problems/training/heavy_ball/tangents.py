@@ -7,12 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from hyperrbp.data.batches import Batch
-from hyperrbp.exceptions import UsageError
+from hyperrbp.problems.training.heavy_ball.coefficients import CoefficientSchedule
 from hyperrbp.problems.training.hyperparameters import Layout
 from hyperrbp.problems.training.objective import Objective
-from hyperrbp.problems.training.schedule import RateSchedule
-from hyperrbp.problems.training.update_rules import UpdateRule
+from hyperrbp.problems.training.products import Place, refuse_many_tangents
+from hyperrbp.problems.training.update_rules.heavy_ball import HeavyBall
 
 
 class TangentUpdate:
@@ -37,14 +36,12 @@ class TangentUpdate:
     def __init__(
         self,
         objective: Objective,
-        rule: UpdateRule,
-        schedule: RateSchedule,
+        rule: HeavyBall,
+        schedule: CoefficientSchedule,
         layout: Layout,
         theta: Tensor,
     ) -> None:
-        for kind, grain in layout.grains.items():
-            if grain.by in ("weight", "example"):
-                raise UsageError(f"forward mode cannot carry a tangent for every {kind}")
+        refuse_many_tangents(layout)
         self._objective, self._rule, self._layout = objective, rule, layout
         self._decays = schedule.decays
         with torch.no_grad():
@@ -58,22 +55,23 @@ class TangentUpdate:
         ]
 
     @torch.no_grad()
-    def __call__(self, h: Tensor, x: Batch, tangents: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, h: Tensor, at: Place, tangents: Tensor) -> tuple[Tensor, Tensor]:
         """Return the next state and its tangents, which take the place of those given."""
         weights, rule = self._objective.weights, self._rule
+        segment = at.step * self._layout.segments // at.steps
         w, v = torch.split(h, weights)
         along_w, along_v = torch.split(tangents, weights, dim=1)
-        alpha, beta, decay = self._rates[x.segment]
+        alpha, beta, decay = self._rates[segment]
         gain, signed = rule.gain(beta), rule.sign * alpha
-        g, curved = self._objective.hessian_products(w, along_w, x[:2])
+        g, curved = self._objective.hessian_products(w, along_w, at.x)
         if self._decays:
             g, curved = torch.addcmul(g, decay, w), torch.addcmul(curved, decay, along_w)
         along_v.mul_(beta).addcmul_(gain, curved)
-        self._add_direct(along_v, "momentum", x.segment, lambda: v + rule.gain_derivative * g)
-        self._add_direct(along_v, "weight_decay", x.segment, lambda: gain * w)
+        self._add_direct(along_v, "momentum", segment, lambda: v + rule.gain_derivative * g)
+        self._add_direct(along_v, "weight_decay", segment, lambda: gain * w)
         after = torch.addcmul(beta * v, gain, g)
         along_w.addcmul_(signed, along_v)
-        self._add_direct(along_w, "learning_rate", x.segment, lambda: rule.sign * after)
+        self._add_direct(along_w, "learning_rate", segment, lambda: rule.sign * after)
         return torch.cat([torch.addcmul(w, signed, after), after]), tangents
 
     def _add_direct(

@@ -1,0 +1,140 @@
+"""A network with trained weights, as its losses are reported: in evaluation mode."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hyperrbp.problems.training.batch_norm import (
+    Statistics,
+    buffers_of,
+    mean_of,
+    normalizing_by,
+    recording,
+)
+from hyperrbp.problems.training.network_loss import (
+    NetworkLoss,
+    differentiable_attention,
+    in_mode,
+)
+from hyperrbp.problems.training.terms import Terms
+
+
+class TrainedNetwork:
+    """The network of flat weights w, in evaluation mode, with recalibrated statistics.
+
+    Layers that keep running statistics take the mean of those of fixed minibatches at w, with all
+    other layers in evaluation mode; the gradient of a loss goes through them.
+
+    Args:
+        network: the module and the loss to evaluate.
+        w: the weights, shape (N,).
+        recalibration: the minibatches whose statistics are taken.
+    """
+
+    def __init__(self, network: NetworkLoss, w: Tensor, recalibration: Sequence[Terms]) -> None:
+        self._network, self._w = network, w.detach()
+        self._recalibration = recalibration if network.normalizing else ()
+        self._statistics = self._mean_statistics()
+
+    @property
+    def buffers(self) -> dict[str, Tensor]:
+        """The recalibrated running statistics by the names that they have in the module."""
+        return buffers_of(self._statistics)
+
+    def outputs(self, inputs: Any) -> Any:
+        """Return the outputs of the module, without a graph."""
+        with torch.no_grad(), self._evaluating(self._statistics):
+            return self._network.outputs(self._network.pieces(self._w), inputs)
+
+    def loss_of(self, outputs: Any, x: Terms) -> Tensor:
+        """Return the loss of outputs that this network has made of x, shape (), without a graph."""
+        with torch.no_grad():
+            return self._network.loss_of(outputs, x)
+
+    def mean_loss(self, chunks: Iterable[tuple[float, Terms]]) -> Tensor:
+        """Return the loss over weighted chunks, one at a time; shape (), without a graph."""
+        with torch.no_grad(), self._evaluating(self._statistics):
+            named = self._network.named(self._network.pieces(self._w))
+            values = [weight * self._network.mean_loss(named, x) for weight, x in chunks]
+            return torch.stack(values).sum()
+
+    def mean_loss_and_gradient(
+        self, chunks: Iterable[tuple[float, Terms]]
+    ) -> tuple[Tensor, Tensor]:
+        """Return the loss over weighted chunks and its gradient by w, shapes () and (N,)."""
+        network, w = self._network, self._w
+        total, gradient = w.new_zeros(()), torch.zeros_like(w)
+        with torch.enable_grad():
+            parameters = [piece.requires_grad_() for piece in network.pieces(w)]
+            statistics = {
+                name: (mean.clone().requires_grad_(), variance.clone().requires_grad_())
+                for name, (mean, variance) in self._statistics.items()
+            }
+            points = [tensor for pair in statistics.values() for tensor in pair]
+            adjoints = [torch.zeros_like(point) for point in points]
+            for weight, x in chunks:
+                with self._evaluating(statistics):
+                    loss = network.mean_loss(network.named(parameters), x)
+                pieces = torch.autograd.grad(loss, [*parameters, *points], materialize_grads=True)
+                into = [*network.pieces(gradient), *adjoints]
+                for sum_of, piece in zip(into, pieces, strict=True):
+                    sum_of.add_(piece, alpha=weight)
+                total += weight * loss.detach()
+        if points:
+            self._add_through_statistics(gradient, adjoints)
+        return total, gradient
+
+    def _add_through_statistics(self, gradient: Tensor, adjoints: Sequence[Tensor]) -> None:
+        """Add to ∂L/∂w what reaches w through the statistics, a minibatch at a time."""
+        network = self._network
+        for x in self._recalibration:
+            with torch.enable_grad():
+                parameters = [piece.requires_grad_() for piece in network.pieces(self._w)]
+                recorded = self._recorded(parameters, x)
+                points = [tensor for name in self._statistics for tensor in recorded[name]]
+                pieces = torch.autograd.grad(points, parameters, adjoints, materialize_grads=True)
+            for sum_of, piece in zip(network.pieces(gradient), pieces, strict=True):
+                sum_of.add_(piece, alpha=1 / len(self._recalibration))
+
+    def _mean_statistics(self) -> Statistics:
+        if not self._recalibration:
+            return {}
+        with torch.no_grad():
+            pieces = self._network.pieces(self._w)
+            each = [self._recorded(pieces, x) for x in self._recalibration]
+            return {
+                name: (
+                    torch.stack([of[name][0] for of in each]).mean(0),
+                    torch.stack([of[name][1] for of in each]).mean(0),
+                )
+                for name in each[0]
+            }
+
+    def _recorded(self, parameters: Sequence[Tensor], x: Terms) -> Statistics:
+        """Return the statistics of one minibatch, with their graphs if the parameters have any."""
+        network = self._network
+        with (
+            in_mode(network.model, training=False),
+            differentiable_attention(),
+            recording(network.normalizing) as found,
+        ):
+            named = network.named(parameters) | network.throwaway_buffers()
+            network.forward_only(named, x)
+        return mean_of(found)
+
+    @contextmanager
+    def _evaluating(self, statistics: Statistics) -> Iterator[None]:
+        network = self._network
+        with ExitStack() as stack:
+            if network.model.training:
+                stack.enter_context(in_mode(network.model, training=False))
+            stack.enter_context(differentiable_attention())
+            if network.normalizing:
+                called = {name: network.normalizing[name] for name in statistics}
+                stack.enter_context(normalizing_by(called, statistics))
+            yield

@@ -1,0 +1,66 @@
+"""The base of every update rule: (w, s, g) ↦ (w', s'), one element at a time.
+
+A rule knows neither the network nor the schedule. It is written for one parameter tensor, as
+PyTorch operations that work element by element, and its derivatives are those of these operations:
+
+    A = ∂(w', s')/∂(w, s)    B = ∂(w', s')/∂g    C = ∂(w', s')/∂ρ
+
+all of them diagonal. ``hyperrbp.problems.training.products`` makes the products of a training step
+of them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from hyperrbp.runtime.options import CheckedOptions
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Rates = Mapping[str, "Tensor"]
+"""The hyperparameters of an update of one tensor by kind, of shape () or that of the tensor."""
+
+
+@dataclass(frozen=True)
+class UpdateRule(CheckedOptions, ABC):
+    """How weights and slots change with a gradient; its fields are its options."""
+
+    kind = "optimizer"
+    slots: ClassVar[tuple[str, ...]] = ()
+    """What is kept for every weight from one step to the next, by the names of torch.optim. All
+    slots are zero at the start."""
+    kinds: ClassVar[tuple[str, ...]] = ("learning_rate", "weight_decay")
+    """The kinds of hyperparameters that it has; see ``hyperparameters.KINDS``."""
+    differentiable: ClassVar[bool] = True
+    """Whether its derivatives say how a run depends on its hyperparameters."""
+    affine: ClassVar[bool] = False
+    """Whether (w', s') is affine in g: an update by a mean gradient is then the mean update."""
+
+    learning_rate_range: ClassVar[tuple[float, float]] = (1e-5, 0.1)
+    """Where a search for a learning rate looks, unless it is told otherwise."""
+
+    def defaults(self) -> dict[str, float]:
+        """Return the values of its kinds where none are given."""
+        return {"learning_rate": 1e-3, "weight_decay": 0.0}
+
+    @abstractmethod
+    def update(
+        self, w: Tensor, slots: Sequence[Tensor], g: Tensor, rates: Rates, t: Tensor
+    ) -> tuple[Tensor, Sequence[Tensor]]:
+        """Return (w', s') as new tensors.
+
+        Args:
+            w: one parameter tensor.
+            slots: what is kept for it, of its shape.
+            g: the gradient of the loss by it, without any weight decay.
+            rates: its hyperparameters.
+            t: how many steps were taken before, shape ().
+        """
+
+    def not_differentiable(self, slots: Sequence[Tensor]) -> bool:
+        """Return whether the update has no derivative at these slots after the first step."""
+        return False
