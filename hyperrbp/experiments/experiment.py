@@ -56,6 +56,7 @@ class Experiment:
         self._code = dict(self._digests())
         self.data = DataModule(recipe, self.device, data_root(root), self._modules)
         self._models: dict[int, TrainingRun] = {}
+        self._examined: TrainingRun | None = None  # the first: all others are of its network
 
     def with_meta(self, meta: MetaSection) -> Experiment:
         """Return the same experiment, its data and its inner runs, under another meta section."""
@@ -118,8 +119,10 @@ class Experiment:
             hyperparameters=self._hyperparameters(),
             seed=seed,
         )
-        check_network_and_loss(run, self.data, recipe)
-        run.examine()
+        if self._examined is None:
+            check_network_and_loss(run, self.data, recipe)
+        run.examine(like=self._examined)
+        self._examined = self._examined or run
         return run
 
     @cached_property

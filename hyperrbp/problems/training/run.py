@@ -237,17 +237,24 @@ class TrainingRun(Problem):
         other._last_loss = None
         return other
 
-    def examine(self) -> None:
+    def examine(self, like: TrainingRun | None = None) -> None:
         """Try the module on the first minibatch, and find out whether it can be differentiated.
+
+        Args:
+            like: a run of the same network, from other weights; what its examination has shown
+                holds here too.
 
         Raises:
             UsageError: if it cannot, with the reason.
         """
-        if not self._examined:
-            x = self._batches(0)
-            examine(self.objective, self._initial_weights, x, self._seed)
-            self._evaluated.draws = self.objective.draws
-            self._examined = True
+        if self._examined:
+            return
+        if like is not None and like._examined:
+            self.objective.draws = like.objective.draws
+        else:
+            examine(self.objective, self._initial_weights, self._batches(0), self._seed)
+        self._evaluated.draws = self.objective.draws
+        self._examined = True
 
     # --- the run ----------------------------------------------------------------------------------
 
