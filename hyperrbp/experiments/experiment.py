@@ -30,6 +30,7 @@ from hyperrbp.problems.training.schedules import Schedule
 from hyperrbp.problems.training.update_rules import UPDATE_RULES, UpdateRule
 from hyperrbp.runtime import user_code
 from hyperrbp.runtime.randomness import generator, seeded
+from hyperrbp.runtime.single_process import refuse_several_processes
 from hyperrbp.runtime.user_code import TORCHVISION
 
 
@@ -41,11 +42,13 @@ class Experiment:
         root: the data root; see ``hyperrbp.data.builtin.data_root``.
 
     Raises:
+        UsageError: in one of several processes that a launcher has started together.
         DeviceError: if the recipe asks for a device that is not there.
         DataError: if its data are missing, damaged or too few.
     """
 
     def __init__(self, recipe: Recipe, root: Path | None = None) -> None:
+        refuse_several_processes()
         self.device, filled_in = device_and_threads(recipe)
         self.recipe = recipe.model_copy(update=filled_in)
         """The recipe as it is run: the device and the number of threads are filled in."""
