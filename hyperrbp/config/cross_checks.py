@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import singledispatch
 from typing import Any, ClassVar
 
@@ -12,7 +12,7 @@ from hyperrbp.config.equilibrium import EquilibriumRecipe, GraphNetRecipe, Hopfi
 from hyperrbp.config.hyperparameters import unsupported_kinds
 from hyperrbp.config.inner_checks import check_inner_run
 from hyperrbp.config.inner_run import STARTS
-from hyperrbp.config.key_paths import KeyFault
+from hyperrbp.config.key_paths import KeyFault, MootKey
 from hyperrbp.config.recipe import Recipe
 from hyperrbp.config.recipe_keys import ADAM, AUTO, DataSection, HypergradientSection, ModelSection
 from hyperrbp.config.schema import BaseRecipe
@@ -73,8 +73,8 @@ def _(recipe: EquilibriumRecipe) -> Iterator[KeyFault]:
         if penalty.name not in PENALTIES:
             yield ("penalty", "name"), not_one_of(penalty.name, PENALTIES)
         else:
-            at = ("penalty", "options")
-            yield from option_faults(PENALTIES[penalty.name], penalty.options, at)
+            kind = PENALTIES[penalty.name]
+            yield from _options("penalty", penalty.name, kind, penalty.options)
 
 
 @cross_check.register
@@ -113,10 +113,25 @@ class _NoOptions:
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
 
+def _options(
+    section: str, name: str, target: Any, options: Mapping[str, Any]
+) -> Iterator[KeyFault]:
+    """Check the options of what a section names, for the dataclass that takes them.
+
+    One that is unknown may be of what the section named before an override.
+    """
+    known = {field.name for field in fields(target)}
+    for at, message in option_faults(target, options, (section, "options")):
+        if at[2] in known:
+            yield at, message
+        else:
+            because, note = (section, "name"), f"{name} has no such option"
+            yield MootKey(at[:3], message, because, note)
+
+
 def _data(data: DataSection) -> Iterator[KeyFault]:
-    at = ("data", "options")
     if data.name in BUILTIN_SETS:
-        yield from option_faults(_NoOptions, data.options, at)
+        yield from _options("data", data.name, _NoOptions, data.options)
         return
     kind = sources.kind_of(data.name)
     if kind is None:
@@ -127,7 +142,7 @@ def _data(data: DataSection) -> Iterator[KeyFault]:
     if kind == "torchvision:NAME":
         yield from _torchvision(data.name.removeprefix(TORCHVISION), options)
     if kind != "file.py:function":
-        yield from option_faults(sources.SOURCE_KINDS[kind], options, at)
+        yield from _options("data", data.name, sources.SOURCE_KINDS[kind], options)
 
 
 def _torchvision(name: str, options: dict[str, Any]) -> Iterator[KeyFault]:
@@ -174,7 +189,7 @@ def _sizes(recipe: Recipe) -> Iterator[KeyFault]:
 def _model(model: ModelSection) -> Iterator[KeyFault]:
     at = ("model", "name")
     if model.name in MODELS:
-        yield from option_faults(MODELS[model.name], model.options, ("model", "options"))
+        yield from _options("model", model.name, MODELS[model.name], model.options)
     elif model.name.startswith(TORCHVISION):
         if not model.name.removeprefix(TORCHVISION).isidentifier():
             yield at, f"expected a name as in torchvision:resnet18, got {shown(model.name)}"
@@ -221,8 +236,9 @@ def _for_adam_only(recipe: Recipe) -> Iterator[KeyFault]:
         (("meta", "decay"), recipe.meta.decay),
     ):
         if given:
-            optimizer = recipe.meta.optimizer
-            yield key, f"goes with meta.optimizer {ADAM}; {optimizer} does not use it"
+            fits, optimizer = f"meta.optimizer {ADAM}", recipe.meta.optimizer
+            message = f"goes with {fits}; {optimizer} does not use it"
+            yield MootKey(key, message, ("meta", "optimizer"), f"it goes with {fits}")
 
 
 def _start_outside_box(recipe: Recipe) -> Iterator[KeyFault]:
@@ -288,11 +304,10 @@ def _estimator(gradient: HypergradientSection) -> Iterator[KeyFault]:
     method, estimator = method_class(gradient.template), gradient.averaging.estimator
     if issubclass(method, ImplicitMethod) and estimator not in ("auto", *method.estimators):
         why = " needs one fixed Jacobian and" if method.fixed_operator else ""
-        yield (
-            ("gradient", "averaging", "estimator"),
-            f"{gradient.template}{why} cannot take '{estimator}';"
-            f" expected auto or {' or '.join(method.estimators)}",
-        )
+        cannot = f"{gradient.template}{why} cannot take '{estimator}'"
+        expected = f"{cannot}; expected auto or {' or '.join(method.estimators)}"
+        at = ("gradient", "averaging", "estimator")
+        yield MootKey(at, expected, ("gradient", "method"), cannot)
 
 
 def _steps_needed(gradient: HypergradientSection, steps: int) -> Iterator[KeyFault]:
