@@ -90,6 +90,10 @@ class Experiment:
         """Return the inner run with initial weights and batches that no meta step has."""
         return self._sample_run(0, generator(self.recipe.seed, "test", number).initial_seed())
 
+    def draw(self, number: int) -> TrainingRun:
+        """Return one to choose the best θ on: none of a meta step, and no replicate."""
+        return self._sample_run(0, generator(self.recipe.seed, "choice", number).initial_seed())
+
     def _sample_run(self, sample: int, seed: int | None = None) -> TrainingRun:
         recipe, inner = self.recipe, self.recipe.inner
         seed = recipe.seed if seed is None else seed
