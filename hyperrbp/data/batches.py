@@ -33,6 +33,9 @@ class Batch(NamedTuple):
     """The step of the run that they belong to; by default the last one."""
 
     def __len__(self) -> int:
+        # Asked for at every step: the common case first.
+        if isinstance(self.inputs, Tensor) and self.inputs.dim():
+            return len(self.inputs)
         return len(self.tensors[0])
 
     @property
@@ -53,6 +56,10 @@ class Batch(NamedTuple):
     def at_step(self, step: int) -> Batch:
         """Return the same examples, at a step of the run."""
         return Batch(self.inputs, self.targets, self.rows, step)
+
+    def with_rows(self, rows: Tensor | None) -> Batch:
+        """Return the same examples with their numbers among the training examples."""
+        return Batch(self.inputs, self.targets, rows, self.step)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         """Return the batch with a function applied to every tensor of inputs and targets."""
@@ -80,7 +87,7 @@ class Batch(NamedTuple):
                     f" differentiated at once: expected ({count}, …)"
                 )
         rows = None if self.rows is None else self.rows[start:stop]
-        return self.map(lambda x: x[start:stop] if x.dim() else x)._replace(rows=rows)
+        return self.map(lambda x: x[start:stop] if x.dim() else x).with_rows(rows)
 
     def chunks(self, size: int = CHUNK) -> Iterable[tuple[float, Batch]]:
         """Yield pieces of at most ``size`` examples, each with its share of the whole."""
@@ -96,7 +103,7 @@ class Batch(NamedTuple):
 def as_batch(found: Any, rows: Tensor | None = None) -> Batch:
     """Return what a loader gives as a batch: a pair is inputs and targets, all else inputs."""
     if isinstance(found, Batch):
-        return found if rows is None else found._replace(rows=rows)
+        return found if rows is None else found.with_rows(rows)
     if isinstance(found, tuple | list) and len(found) == 2:
         return Batch(found[0], found[1], rows)
     return Batch(found, None, rows)
@@ -135,25 +142,30 @@ class ShuffledBatches:
     def __init__(self, examples: Batch, size: int, seed: int) -> None:
         if not 1 <= size <= len(examples):
             raise UsageError(f"batch size {size} is not between 1 and {len(examples)} examples")
-        rows = torch.arange(len(examples), device=examples.tensors[0].device)
-        self._examples, self._size, self._seed = Batch(*examples[:2], rows), size, seed
+        self._count, self._device = len(examples), examples.tensors[0].device
+        rows = torch.arange(self._count, device=self._device)
+        self._examples, self._size, self._seed = examples.with_rows(rows), size, seed
         self._order: tuple[int, Tensor] | None = None
 
     @property
     def steps_per_epoch(self) -> int:
         """Minibatches of one epoch."""
-        return len(self._examples) // self._size
+        return self._count // self._size
 
     def __call__(self, t: int) -> Batch:
         """Return the minibatch of step t, shape (size, …)."""
-        count = len(self._examples)
-        epoch, position = divmod(t, count // self._size)
+        epoch, position = divmod(t, self._count // self._size)
         if self._order is None or self._order[0] != epoch:
-            shuffled = torch.randperm(count, generator=generator(self._seed, "batches", epoch))
-            self._order = epoch, shuffled.to(self._examples.tensors[0].device)
+            shuffled = torch.randperm(
+                self._count, generator=generator(self._seed, "batches", epoch)
+            )
+            self._order = epoch, shuffled.to(self._device)
         # Gathered when it is needed, it is still in the processor's cache when it is used.
         rows = self._order[1][position * self._size : (position + 1) * self._size]
-        return self._examples.map(lambda x: x.index_select(0, rows))._replace(rows=rows)
+        inputs, targets = self._examples[:2]
+        if isinstance(inputs, Tensor) and isinstance(targets, Tensor):
+            return Batch(inputs.index_select(0, rows), targets.index_select(0, rows), rows)
+        return self._examples.map(lambda x: x.index_select(0, rows)).with_rows(rows)
 
     def population(self) -> Iterable[tuple[float, Batch]]:
         """Yield all examples, in weighted chunks."""
@@ -169,7 +181,7 @@ class ListedBatches:
         found = [as_batch(batch) for batch in batches]
         firsts = torch.tensor([0, *map(len, found)]).cumsum(0).tolist()
         self._batches = [
-            batch._replace(rows=torch.arange(*span, device=batch.tensors[0].device))
+            batch.with_rows(torch.arange(*span, device=batch.tensors[0].device))
             for batch, span in zip(found, itertools.pairwise(firsts), strict=True)
         ]
 

@@ -70,7 +70,7 @@ class StepProducts:
     @torch.no_grad()
     def transposed(self, w: Pieces, x: Batch, u: Tensor) -> Tensor:
         """Return Jᵀu at the weights w, shape (2N,); J does not depend on the velocities."""
-        rates = self._rates[x.segment]
+        rates = self._rates[(-1 if x.step is None else x.step)]
         q, direction = self._velocity_adjoint(u, rates)
         terms = with_weights(x, self.example_weights)
         curved = self._objective.hessian_product(w, direction, terms)
@@ -80,12 +80,12 @@ class StepProducts:
     def pullback(self, h: Tensor, x: Batch, u: Tensor) -> tuple[Tensor, Tensor]:
         """Return (Jᵀu, (∂F/∂θ)ᵀu) at h, shapes (2N,) and (p,)."""
         w, v = self._objective.state_pieces(h)
-        rates = self._rates[x.segment]
+        rates = self._rates[(-1 if x.step is None else x.step)]
         q, direction = self._velocity_adjoint(u, rates)
         terms = with_weights(x, self.example_weights)
         g, curved = self._objective.curvature(w, direction, terms)
         g = with_decay(g, w, rates)
-        along = self._along_rates(x.segment, (w, v), g, u, q)
+        along = self._along_rates((-1 if x.step is None else x.step), (w, v), g, u, q)
         if self.example_weights is not None:
             self._add_along_examples(along, w, direction, [(1.0, x)])
         return self._along_state(u, q, direction, curved, rates), along * self._derivatives
@@ -94,7 +94,7 @@ class StepProducts:
         self,
         h: Tensor,
         gradient: Tensor,
-        segment: int,
+        segment: int | None,
         chunks: Iterable[tuple[float, Batch]] | None,
     ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """Return F(h) for a given gradient ∇L of shape (N,), shape (2N,), and u ↦ (∂F/∂θ)ᵀu.
@@ -102,6 +102,7 @@ class StepProducts:
         ``chunks`` are the weighted examples of that gradient, where their weights are tuned.
         """
         with torch.no_grad():
+            segment = -1 if segment is None else segment
             rates, pieces = self._rates[segment], self._objective.pieces
             w, v = self._objective.state_pieces(h)
             g = with_decay(pieces(gradient), w, rates)

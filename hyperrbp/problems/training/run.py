@@ -164,7 +164,7 @@ class TrainingRun(Problem):
         """Return the minibatch of step t, with the segment of the run that t is in."""
         batch = self._batches(t)
         segments = self.layout.segments
-        return batch if segments == 1 else batch.in_segment(t * segments // self.steps)
+        return batch if segments == 1 else batch.at_step(t * segments // self.steps)
 
     def population(self) -> Iterable[tuple[float, Batch]]:
         """Yield all training examples, in weighted chunks."""
@@ -174,14 +174,14 @@ class TrainingRun(Problem):
         """Join them into one batch, cut into chunks: both rules are affine in the mean gradient."""
         if len({len(batch) for batch in inputs}) > 1:
             return super().merge(inputs)
-        if len({batch.segment for batch in inputs}) > 1:
+        if len({batch.step for batch in inputs}) > 1:
             return super().merge(inputs)
         rows = [batch.rows for batch in inputs if batch.rows is not None]
         joined = Batch(
             torch.cat([batch.inputs for batch in inputs]),
             torch.cat([batch.targets for batch in inputs]),
             torch.cat(rows) if len(rows) == len(inputs) else None,
-            inputs[0].segment,
+            inputs[0].step,
         )
         return joined.chunks()
 
@@ -193,7 +193,7 @@ class TrainingRun(Problem):
             g = self.objective.differentiable_gradient(w, terms)
         else:
             g = flat(self.objective.gradient(self.objective.pieces(w.detach()), terms))
-        alpha, beta, decay = self._schedule.of_weights(theta, x.segment)
+        alpha, beta, decay = self._schedule.of_weights(theta, (-1 if x.step is None else x.step))
         if self._schedule.decays:
             g = torch.addcmul(g, decay, w)
         return self._rule.apply(w, v, g, alpha, beta)
@@ -213,7 +213,7 @@ class TrainingRun(Problem):
         for t in range(start, stop):
             x = self.input(t)
             g = self.objective.gradient(w, with_weights(x, example_weights))
-            update_in_place(w, v, g, rates[x.segment])
+            update_in_place(w, v, g, rates[(-1 if x.step is None else x.step)])
             yield h
 
     def transposed_at(self, h: Tensor, theta: Tensor) -> Callable[[Batch, Tensor], Tensor]:
@@ -243,12 +243,12 @@ class TrainingRun(Problem):
             mean = self._training_loss(h)[1]
             return self._products(theta).update_by(h.detach(), mean, -1, None)
         chunks = list(self.population() if chunks is None else chunks)
-        if len({x.segment for _, x in chunks}) > 1:
+        if len({(-1 if x.step is None else x.step) for _, x in chunks}) > 1:
             return super().mean_theta_pullback(h, theta, chunks)
         products = self._products(theta)
         weighted = [(share, with_weights(x, products.example_weights)) for share, x in chunks]
         mean = self.objective.mean_gradient(h.detach()[: self.weights], weighted)[1]
-        return products.update_by(h.detach(), mean, chunks[0][1].segment, chunks)
+        return products.update_by(h.detach(), mean, chunks[0][1].step, chunks)
 
     def _products(self, theta: Tensor) -> StepProducts:
         return StepProducts(self.objective, self._rule, self._schedule, self.layout, theta)

@@ -63,17 +63,26 @@ class TangentUpdate:
         weights, rule = self._objective.weights, self._rule
         w, v = torch.split(h, weights)
         along_w, along_v = torch.split(tangents, weights, dim=1)
-        alpha, beta, decay = self._rates[x.segment]
+        alpha, beta, decay = self._rates[(-1 if x.step is None else x.step)]
         gain, signed = rule.gain(beta), rule.sign * alpha
         g, curved = self._objective.hessian_products(w, along_w, x[:2])
         if self._decays:
             g, curved = torch.addcmul(g, decay, w), torch.addcmul(curved, decay, along_w)
         along_v.mul_(beta).addcmul_(gain, curved)
-        self._add_direct(along_v, "momentum", x.segment, lambda: v + rule.gain_derivative * g)
-        self._add_direct(along_v, "weight_decay", x.segment, lambda: gain * w)
+        self._add_direct(
+            along_v,
+            "momentum",
+            (-1 if x.step is None else x.step),
+            lambda: v + rule.gain_derivative * g,
+        )
+        self._add_direct(
+            along_v, "weight_decay", (-1 if x.step is None else x.step), lambda: gain * w
+        )
         after = torch.addcmul(beta * v, gain, g)
         along_w.addcmul_(signed, along_v)
-        self._add_direct(along_w, "learning_rate", x.segment, lambda: rule.sign * after)
+        self._add_direct(
+            along_w, "learning_rate", (-1 if x.step is None else x.step), lambda: rule.sign * after
+        )
         return torch.cat([torch.addcmul(w, signed, after), after]), tangents
 
     def _add_direct(
