@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from hyperrbp.config.schema import Section
 from hyperrbp.data.builtin import BUILTIN_SETS
@@ -27,13 +32,27 @@ class DataSection(Section):
         "digits",
         description="data set: "
         + ", ".join(BUILTIN_SETS)
-        + "; or your own, relative to the recipe: file.npz, folder/ of images, torchvision:NAME, or"
-        " code that returns ((x, y), (x, y)): file.py:function, package.module:function",
+        + ", text; or your own, relative to the recipe: file.npz, folder/ of images,"
+        " torchvision:NAME, or code that returns ((x, y), (x, y)), data sets or loaders:"
+        " file.py:function, package.module:function",
     )
     options: dict[str, Any] = Field(
         default_factory=dict,
         description="options of the data set; file.npz: heldout, channels; folder/: size, colors,"
-        " heldout; torchvision: size, colors, split; code: its keyword arguments",
+        " heldout; torchvision: size, colors, split; text: file, block, tokens, heldout; code: its"
+        " keyword arguments",
+    )
+    inputs: Literal["auto", "floats", "ids"] = Field(
+        "auto",
+        description="what inputs that are whole numbers stand for: floats | ids, of tokens, which"
+        " stay whole | auto: ids if the network takes them, else floats; data sets and loaders keep"
+        " what they have",
+    )
+    outputs: int | None = Field(
+        None,
+        ge=1,
+        description="how many numbers the network makes of an example, or of a token; null: as many"
+        " as there are classes or values, by the examples",
     )
     shape: Literal["auto", "flat", "image", "own"] = Field(
         "auto",
@@ -52,7 +71,17 @@ class DataSection(Section):
         lt=1,
         description="share of the remaining training examples whose class is replaced by another",
     )
-    center: bool = Field(True, description="subtract the mean training example from all inputs")
+    center: Literal["auto", True, False] = Field(
+        "auto",
+        description="subtract the mean training example from all inputs: true | false | auto, from"
+        " arrays of floats and images, and not from token ids, data sets or loaders",
+    )
+    population: int = Field(
+        2000,
+        ge=1,
+        description="examples that stand for all training examples, by a sample, where these are"
+        " more and come from a text, a data set or a loader",
+    )
     download: bool = Field(False, description="fetch the data set if its files are absent")
 
 
@@ -84,6 +113,12 @@ class InnerSection(Section):
     """The inner run: SGD with momentum."""
 
     steps: int = Field(200, ge=1, le=10**9, description="T, training steps of one inner run")
+    epochs: int | None = Field(
+        None,
+        ge=1,
+        le=10**9,
+        description="T in passes over the training examples, in place of steps",
+    )
     batch_size: int = Field(200, ge=1, description="training examples in a minibatch")
     update: Literal["maclaurin", "pytorch"] = Field(
         "maclaurin",
@@ -110,6 +145,19 @@ class InnerSection(Section):
         False,
         description="use new initial weights and batches at every meta step; the paper does not",
     )
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if self.epochs is not None and "steps" in self.model_fields_set:
+            raise ValueError("expected inner.steps or inner.epochs, not both")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_unknown_steps(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = serialize(self)
+        if self.epochs is not None:  # which number of steps they are, the data will tell
+            del values["steps"]
+        return values
 
 
 class AveragingSection(Section):

@@ -158,7 +158,8 @@ class MapStyle:
 
     def _listed(self, epoch: int, seed: int) -> Sequence[Any]:
         sampler: Any = self._sampler
-        for part in (sampler, getattr(sampler, "sampler", None)):
+        inner: Any = getattr(sampler, "sampler", None)
+        for part in (sampler, inner):
             if hasattr(part, "set_epoch"):  # as DistributedSampler counts its epochs
                 part.set_epoch(epoch)
         found = []
