@@ -49,7 +49,8 @@ def load_from_code(
     try:
         (train_x, train_y), (test_x, test_y) = returned
     except (TypeError, ValueError):
-        raise DataError(f"{where} returned {_kind(returned)}; expected {_EXPECTED}") from None
+        kind = type(returned).__name__
+        raise DataError(f"{where} returned {kind}; expected {_EXPECTED}") from None
     return DataSet(
         arrays.examples(train_x, train_y, where, ("train_x", "train_y"), ids),
         arrays.examples(test_x, test_y, where, ("test_x", "test_y"), ids),
@@ -62,7 +63,8 @@ def _is_loadable(part: object) -> bool:
 
 def _loaders(returned: Sequence[Any], where: str) -> DataSet | Loaders:
     if len(returned) not in (2, 3) or not all(map(_is_loadable, returned)):
-        raise DataError(f"{where} returned {_kind(returned)}; expected {_EXPECTED}")
+        kinds = ", ".join(type(part).__name__ for part in returned)
+        raise DataError(f"{where} returned ({kinds}); expected {_EXPECTED}")
     train, *validation, heldout = returned
     for part, what in zip(returned, ("train", *["validation"] * len(validation), "heldout"),
                           strict=True):  # fmt: skip
@@ -78,9 +80,3 @@ def _loaders(returned: Sequence[Any], where: str) -> DataSet | Loaders:
 
 def _is_pair_in_memory(part: object) -> bool:
     return type(part) is TensorDataset and len(part.tensors) == 2
-
-
-def _kind(returned: object) -> str:
-    if isinstance(returned, tuple | list):
-        return f"({', '.join(type(part).__name__ for part in returned)})"
-    return type(returned).__name__

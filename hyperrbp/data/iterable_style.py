@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from itertools import islice
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
-from hyperrbp.data.map_style import Collate, Found, len_of_first
+from hyperrbp.data.map_style import Collate, Found, Sample, len_of_first
 from hyperrbp.data.user_errors import reported
 from hyperrbp.exceptions import DataError, UsageError
 from hyperrbp.runtime.randomness import generator, seeded_everywhere
@@ -76,17 +76,20 @@ class IterableStyle:
             if step == t:
                 return
 
-    def sample(self, most: int, size: int | None) -> tuple[list[Callable[[], Found]], str | None]:
-        """Return how to fetch the examples that stand for all, and in words that they do.
+    def sample(self, most: int, size: int | None) -> Sample:
+        """Return the examples that stand for all.
 
         They are the first of a pass of their own: nothing else can be said of a stream.
         """
-        pieces: list[Callable[[], Found]] = []
-        for n, found in enumerate(self._first(most, size or self.size)):
-            if found is _MORE:
-                return pieces, f"the first {self._count(pieces):,} examples of a stream"
-            pieces.append(partial(_already, (n, found, None)))
-        return pieces, None
+        found = list(self._first(most, size or self.size))
+        more = found[-1] is _MORE
+        pieces = found[:-1] if more else found
+        counts = [len_of_first(piece) for piece in pieces]
+        return Sample(
+            [partial(_already, (n, piece, None)) for n, piece in enumerate(pieces)],
+            f"the first {sum(counts):,} examples of a stream" if more else None,
+            counts,
+        )
 
     def _first(self, most: int, size: int | None) -> Iterator[Any]:
         items, count, n = self._begun(generator(0, "population")), 0, 0
@@ -105,10 +108,6 @@ class IterableStyle:
                 return
             count, n = count + len_of_first(found[0]), n + 1
             yield found[0]
-
-    @staticmethod
-    def _count(pieces: list[Callable[[], Found]]) -> int:
-        return sum(len_of_first(fetch()[1]) for fetch in pieces)
 
     def _begun(self, source: Any) -> Iterator[Any]:
         with seeded_everywhere(source.initial_seed()), reported(self.name):

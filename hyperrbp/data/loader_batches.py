@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 from hyperrbp.data import iterable_style, map_style
 from hyperrbp.data.batches import CHUNK, Batch, as_batch
 from hyperrbp.data.iterable_style import IterableStyle
-from hyperrbp.data.map_style import Found, MapStyle
+from hyperrbp.data.map_style import Found, MapStyle, Sample
 from hyperrbp.exceptions import DataError, UsageError
 
 POPULATION = 2000
@@ -48,6 +48,8 @@ class LoaderBatches:
         device: where the tensors go; by default they stay where they are.
         dtype: the floating-point format of tensors that have one; by default they keep theirs.
         prepare: what else is done to every minibatch.
+        evaluation: only what stands for all examples will be asked for; there may be fewer than a
+            minibatch.
 
     Raises:
         UsageError: for a source of another kind, or sizes that contradict each other.
@@ -65,13 +67,15 @@ class LoaderBatches:
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
         prepare: Prepare | None = None,
+        evaluation: bool = False,
     ) -> None:
         self._source = _opened(source, size)
         self._seed, self._device, self._dtype, self._prepare = seed, device, dtype, prepare
         self._kept = _Kept()
         self._known: dict[int, int] = {}  # checksums of the minibatches that were fetched
         self._population = _Population(self._source, population, self._as_batch)
-        self._check_repeatable()
+        if not evaluation:
+            self._check_repeatable()
 
     @property
     def name(self) -> str:
@@ -87,6 +91,11 @@ class LoaderBatches:
     def population_note(self) -> str | None:
         """What stands for all training examples, in words; None if it is all of them."""
         return self._population.note
+
+    @property
+    def population_count(self) -> int:
+        """How many examples stand for all."""
+        return self._population.count()
 
     def with_seed(self, seed: int) -> LoaderBatches:
         """Return other minibatches of the same data; what stands for all examples is the same."""
@@ -121,11 +130,7 @@ class LoaderBatches:
         batch = self._as_batch(found)
         sum_of_bits = _checksum(batch)
         if self._known.setdefault(found[0], sum_of_bits) != sum_of_bits:
-            raise DataError(
-                f"{self.name}: minibatch {found[0]} is another the second time, under the same"
-                " seeds; expected a data set that draws from PyTorch's, NumPy's and Python's global"
-                " generators alone, and keeps no count"
-            )
+            raise DataError(_another(self.name, f"minibatch {found[0]}"))
         return batch
 
     def _check_repeatable(self) -> None:
@@ -162,12 +167,9 @@ class LoaderExamples:
 
     def __init__(self, batches: LoaderBatches, dtype: torch.dtype | None = None) -> None:
         self._batches, self._dtype = batches, dtype
-        self._count: int | None = None
 
     def __len__(self) -> int:
-        if self._count is None:
-            self._count = sum(len(x) for _, x in self._batches.population())
-        return self._count
+        return self._batches.population_count
 
     def chunks(self, size: int = CHUNK) -> Iterable[tuple[float, Batch]]:
         """Yield them in minibatches, whatever ``size`` is, each with its share of the whole."""
@@ -186,50 +188,49 @@ class _Population:
         self, source: MapStyle | IterableStyle, most: int, as_batch: Callable[[Found], Batch]
     ) -> None:
         self._source, self._most, self._as_batch = source, most, as_batch
-        self._fetchers: dict[int | None, list[Callable[[], Found]]] = {}
+        self._samples: dict[int | None, Sample] = {}
         self._counts: dict[int | None, list[int]] = {}
         self._kept: list[Batch] | None = None
-        self._note: str | None = None
+        self._known: dict[tuple[int | None, int], int] = {}
 
     @property
     def note(self) -> str | None:
-        self._pieces(None)
-        return self._note
+        note = self._sample(None).note
+        return None if note is None else f"{note} stands for all of them"
+
+    def count(self, size: int | None = None) -> int:
+        return sum(self._counts_of(size))
 
     def chunks(self, size: int | None) -> Iterable[tuple[float, Batch]]:
-        pieces = self._pieces(size)
+        counts = self._counts_of(size)
+        total = sum(counts)
         if size is None and self._kept is not None:
-            batches: Iterable[Batch] = self._kept
-        else:
-            if size not in self._counts:
-                self._count(size, pieces)
-            if size is None and self._kept is not None:
-                batches = self._kept
-            else:
-                batches = (self._as_batch(fetch()) for fetch in pieces)
-        total = sum(self._counts[size])
-        return ((len(x) / total, x) for x in batches)
-
-    def _pieces(self, size: int | None) -> list[Callable[[], Found]]:
-        if size not in self._fetchers:
-            found, note = self._source.sample(self._most, size)
-            self._fetchers[size] = found
-            self._note = None if note is None else f"{note} stands for all of them"
-        return self._fetchers[size]
-
-    def _count(self, size: int | None, pieces: list[Callable[[], Found]]) -> None:
-        """Fetch all once, for their numbers of examples; keep them if they are few bytes."""
-        kept: list[Batch] | None = [] if size is None else None
-        counts, held = [], 0
-        for fetch in pieces:
+            yield from ((n / total, x) for n, x in zip(counts, self._kept, strict=True))
+            return
+        kept, held = [], 0
+        for i, (n, fetch) in enumerate(zip(counts, self._sample(size).fetchers, strict=True)):
             batch = self._as_batch(fetch())
-            counts.append(len(batch))
+            if self._known.setdefault((size, i), bits := _checksum(batch)) != bits:
+                raise DataError(_another(self._source.name, f"chunk {i} of what stands for all"))
             held += _bytes(batch)
-            if kept is not None:
-                kept = None if held > _CACHE_BYTES else [*kept, batch]
-        self._counts[size] = counts
-        if size is None:
+            if held <= _CACHE_BYTES:
+                kept.append(batch)
+            yield n / total, batch
+        if size is None and held <= _CACHE_BYTES:
             self._kept = kept
+
+    def _sample(self, size: int | None) -> Sample:
+        if size not in self._samples:
+            self._samples[size] = self._source.sample(self._most, size)
+        return self._samples[size]
+
+    def _counts_of(self, size: int | None) -> list[int]:
+        if size not in self._counts:
+            sample = self._sample(size)
+            self._counts[size] = sample.counts or [
+                len(self._as_batch(fetch())) for fetch in sample.fetchers
+            ]
+        return self._counts[size]
 
 
 class _Kept:
@@ -276,6 +277,13 @@ def _opened(source: Any, size: int | None) -> MapStyle | IterableStyle:
             " IterableDataset, or a DataLoader"
         )
     return MapStyle(source, size, default_collate)
+
+
+def _another(name: str, what: str) -> str:
+    return (
+        f"{name}: {what} is another the second time, under the same seeds; expected a data set that"
+        " draws from PyTorch's, NumPy's and Python's global generators alone, and keeps no count"
+    )
 
 
 def _bytes(batch: Batch) -> int:

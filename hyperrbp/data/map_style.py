@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +17,18 @@ from hyperrbp.runtime.randomness import generator, seeded_everywhere
 Collate = Callable[[Any], Any]
 Found = tuple[int, Any, Sequence[Any] | None]
 """A step, what was collated for it, and the indices of its examples where they are numbers."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The examples that stand for all of a data set."""
+
+    fetchers: list[Callable[[], Found]]
+    """What fetches each piece of them."""
+    note: str | None
+    """What they are, in words; None if they are all."""
+    counts: list[int] | None = None
+    """The examples of each piece, where they are known before they are fetched."""
 
 
 class MapStyle:
@@ -31,7 +44,7 @@ class MapStyle:
 
     Raises:
         UsageError: for a sampler that does not know its length.
-        DataError: if there are fewer examples than a minibatch has.
+        DataError: for a sampler that gives something else the second time.
     """
 
     def __init__(
@@ -50,10 +63,6 @@ class MapStyle:
         if self._sampler is not None:
             self._check_sampler()
         self._per_epoch = len(self._indices(0, 0))
-        if self._per_epoch == 0:
-            raise DataError(
-                f"{self.name}: {len(dataset)} examples are fewer than a minibatch of {size}"  # type: ignore[arg-type]
-            )
 
     @property
     def name(self) -> str:
@@ -67,6 +76,11 @@ class MapStyle:
 
     def reach(self, t: int, seed: int) -> Iterator[Found]:
         """Yield the minibatch of step t."""
+        if self._per_epoch == 0:
+            count: int = len(self._dataset)  # type: ignore[arg-type]
+            raise DataError(
+                f"{self.name}: {count} examples are fewer than a minibatch of {self.size or 1}"
+            )
         epoch, position = divmod(t, self._per_epoch)
         indices = self._indices(epoch, seed)[position]
         with seeded_everywhere(generator(seed, "augmentation", t).initial_seed()):
@@ -76,38 +90,43 @@ class MapStyle:
         """Return what the same minibatches can be taken from once more."""
         return self
 
-    def sample(self, most: int, size: int | None) -> tuple[list[Callable[[], Found]], str | None]:
-        """Return how to fetch the examples that stand for all, and in words that they do.
+    def sample(self, most: int, size: int | None) -> Sample:
+        """Return the examples that stand for all.
 
         Args:
             most: examples.
             size: examples at once.
         """
-        epoch = self._indices(0, 0)
-        if self._sampler is None and self.size is not None:
+        if self.size is None and not self._whole:
+            return self._sample_of_batches(most)
+        if self._sampler is None:
             pool: Sequence[Any] = range(len(self._dataset))  # type: ignore[arg-type]
-        elif self._whole or self.size is not None:
-            pool = [index for indices in epoch for index in indices]
+        elif self._whole:
+            pool = [index for indices in self._indices(0, 0) for index in indices]
         else:
-            return self._sample_of_batches(most, epoch)
+            pool = self._listed(0, 0)
+        if not pool:
+            raise DataError(f"{self.name}: no examples")
         chosen: Sequence[Any] = pool
         if len(pool) > most:
             order = torch.randperm(len(pool), generator=generator(0, "population"))
             chosen = [pool[i] for i in order[:most].sort().values.tolist()]
-        size = size or len(epoch[0])
+        size = size or self.size or len(self._indices(0, 0)[0])
         pieces = [list(chosen[start : start + size]) for start in range(0, len(chosen), size)]
-        return self._fetchers(pieces), _note(most, len(pool), "examples")
+        note = _note(most, len(pool), "examples")
+        return Sample(self._fetchers(pieces), note, [len(piece) for piece in pieces])
 
-    def _sample_of_batches(
-        self, most: int, epoch: Sequence[Any]
-    ) -> tuple[list[Callable[[], Found]], str | None]:
+    def _sample_of_batches(self, most: int) -> Sample:
+        epoch = self._indices(0, 0)
+        if not epoch:
+            raise DataError(f"{self.name}: no examples")
         each = len_of_first(self._fetched(epoch[0]))
         count = max(1, most // max(each, 1))
         chosen = list(epoch)
         if len(epoch) > count:
             order = torch.randperm(len(epoch), generator=generator(0, "population"))
             chosen = [epoch[i] for i in order[:count].sort().values.tolist()]
-        return self._fetchers(chosen), _note(count, len(epoch), "minibatches")
+        return Sample(self._fetchers(chosen), _note(count, len(epoch), "minibatches"))
 
     def _fetchers(self, pieces: Sequence[Any]) -> list[Callable[[], Found]]:
         def fetcher(n: int, indices: Any) -> Callable[[], Found]:
@@ -134,7 +153,13 @@ class MapStyle:
         """Return the indices of every minibatch of an epoch, of the last few epochs from memory."""
         if (known := self._epochs.get((epoch, seed))) is not None:
             return known
-        found = self._listed(epoch, seed) if self._sampler is not None else self._own(epoch, seed)
+        if self._sampler is None:
+            found = self._own(epoch, seed)
+        else:
+            found = self._listed(epoch, seed)
+            if self.size is not None:
+                full = len(found) // self.size * self.size
+                found = [found[start : start + self.size] for start in range(0, full, self.size)]
         if self._epochs and len(found) != self._per_epoch:
             raise DataError(
                 f"{self.name}: its sampler gave {self._per_epoch} minibatches in one epoch and"
@@ -162,14 +187,8 @@ class MapStyle:
         for part in (sampler, inner):
             if hasattr(part, "set_epoch"):  # as DistributedSampler counts its epochs
                 part.set_epoch(epoch)
-        found = []
         with _own_generators(sampler, seed, epoch), reported(f"{self.name}, its sampler"):
-            for index in sampler:
-                found.append(list(index) if self._whole else index)
-        if self._whole or self.size is None:
-            return found
-        full = len(found) // self.size * self.size
-        return [found[start : start + self.size] for start in range(0, full, self.size)]
+            return [list(index) if self._whole else index for index in sampler]
 
     def _check_sampler(self) -> None:
         sampler: Any = self._sampler

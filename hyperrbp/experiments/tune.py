@@ -215,6 +215,7 @@ def _result(
         given_up=state.given_up,
         inexact_resumes=folder.inexact_resumes,
         environment=experiment.environment(),
+        population=experiment.data.population_note,
         test=test,
     )
 

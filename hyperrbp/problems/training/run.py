@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from hyperrbp.data.batches import Batch, Batches, ConvertedBatches, ListedBatches
+from hyperrbp.data.batches import Batch, Batches, ConvertedBatches, Examples, ListedBatches
 from hyperrbp.exceptions import UsageError
 from hyperrbp.problems.base import Input, Problem, Pushforward
 from hyperrbp.problems.training.hyperparameters import KINDS, Hyperparameters, Layout
@@ -61,7 +61,7 @@ class TrainingRun(Problem):
         batches: Batches | Sequence[tuple[Tensor, Tensor]],
         *,
         steps: int,
-        meta_examples: Batch | None = None,
+        meta_examples: Examples | None = None,
         loss: LossFunction = cross_entropy,
         update: str = "maclaurin",
         initial_weights: Tensor | None = None,
