@@ -39,8 +39,9 @@ def _data(data: DataSection) -> Iterator[KeyFault]:
         return
     kind = sources.kind_of(data.name)
     if kind is None:
-        choices = f"{not_one_of(data.name, BUILTIN_SETS)}; or {', '.join(sources.SOURCE_KINDS)}"
-        yield ("data", "name"), choices
+        kinds = ", ".join(kind for kind in sources.SOURCE_KINDS if kind != sources.TEXT)
+        named = not_one_of(data.name, [*BUILTIN_SETS, sources.TEXT])
+        yield ("data", "name"), f"{named}; or {kinds}"
         return
     options = dict(data.options)
     if kind == "torchvision:NAME":

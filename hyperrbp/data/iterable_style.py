@@ -87,7 +87,7 @@ class IterableStyle:
         counts = [len_of_first(piece) for piece in pieces]
         return Sample(
             [partial(_already, (n, piece, None)) for n, piece in enumerate(pieces)],
-            f"the first {sum(counts):,} examples of a stream" if more else None,
+            f"the first {sum(counts):,} examples of a stream stand for all" if more else None,
             counts,
         )
 

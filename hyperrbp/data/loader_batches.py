@@ -195,8 +195,7 @@ class _Population:
 
     @property
     def note(self) -> str | None:
-        note = self._sample(None).note
-        return None if note is None else f"{note} stands for all of them"
+        return self._sample(None).note
 
     def count(self, size: int | None = None) -> int:
         return sum(self._counts_of(size))

@@ -272,7 +272,9 @@ def _shown(indices: Any) -> str:
 
 
 def _note(taken: int, count: int, what: str) -> str | None:
-    return None if count <= taken else f"a fixed sample of {taken:,} of {count:,} {what}"
+    if count <= taken:
+        return None
+    return f"a fixed sample of {taken:,} of {count:,} {what} stands for all of them"
 
 
 def len_of_first(collated: Any) -> int:
