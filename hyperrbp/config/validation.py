@@ -60,8 +60,8 @@ def _explain(error: ErrorDetails, known: type[BaseModel] | list[str]) -> KeyFaul
     if kind in ("extra_forbidden", "unexpected_keyword_argument"):
         return at, f"unknown key{_hint(at, known)}"
     if kind == "literal_error":
-        choices = re.findall(r"'([^']*)'|\b(\d+)\b", context["expected"])
-        return at, not_one_of(got, [text or number for text, number in choices])
+        choices = re.findall(r"'([^']*)'|\b(\d+|True|False)\b", context["expected"])
+        return at, not_one_of(got, [text or other.lower() for text, other in choices])
     if kind == "value_error":
         return at, f"{context['error']}, got {shown(got)}"
     if kind == "model_type":
