@@ -94,9 +94,15 @@ _EXPECTED = {
 }
 
 
+_RENAMED = {"inner.update": "it is inner.optimizer now, and pytorch is called sgd"}
+"""Keys of earlier versions."""
+
+
 def _hint(at: KeyPath, known: type[BaseModel] | list[str]) -> str:
     """Return what someone who wrote an unknown key may have meant, after a semicolon."""
     *section, key = map(str, at)
+    if renamed := _RENAMED.get(dotted(at)):
+        return f"; {renamed}"
     here = known if isinstance(known, list) else _keys(known, at[:-1])
     if not isinstance(known, list):
         everywhere = list(_all_keys(known))

@@ -31,6 +31,7 @@ from hyperrbp.problems.training.schedules import Schedule
 from hyperrbp.problems.training.update_rules import UPDATE_RULES, UpdateRule
 from hyperrbp.runtime import user_code
 from hyperrbp.runtime.randomness import generator, seeded
+from hyperrbp.runtime.single_process import refuse_several_processes
 from hyperrbp.runtime.user_code import TORCHVISION
 
 
@@ -42,11 +43,13 @@ class Experiment:
         root: the data root; see ``hyperrbp.data.builtin.data_root``.
 
     Raises:
+        UsageError: in one of several processes that a launcher has started together.
         DeviceError: if the recipe asks for a device that is not there.
         DataError: if its data are missing, damaged or too few.
     """
 
     def __init__(self, recipe: Recipe, root: Path | None = None) -> None:
+        refuse_several_processes()
         self.device, filled_in = device_and_threads(recipe)
         self.recipe = recipe.model_copy(update=filled_in)
         """The recipe as it is run: the device and the number of threads are filled in."""
@@ -58,6 +61,7 @@ class Experiment:
         self.data = prepared_data(recipe, self.device, data_root(root), self._modules)
         self.recipe = self._with_sizes(self.recipe)
         self._models: dict[int, TrainingRun] = {}
+        self._examined: TrainingRun | None = None  # the first: all others are of its network
 
     def _with_sizes(self, recipe: Recipe) -> Recipe:
         """Return the recipe with the steps and the minibatch that the data come to.
@@ -143,8 +147,10 @@ class Experiment:
             hyperparameters=self._hyperparameters(),
             seed=seed,
         )
-        check_network_and_loss(run, self.data, recipe)
-        run.examine()
+        if self._examined is None:
+            check_network_and_loss(run, self.data, recipe)
+        run.examine(like=self._examined)
+        self._examined = self._examined or run
         return run
 
     @cached_property

@@ -11,7 +11,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, cast
 
 from hyperrbp.exceptions import UsageError
-from hyperrbp.hypergradients.method import Averaging, Hypergradient, Method, Phase, Task, unmetered
+from hyperrbp.hypergradients.method import (
+    Averaging,
+    Horizon,
+    Hypergradient,
+    Method,
+    Phase,
+    Task,
+    unmetered,
+)
 from hyperrbp.runtime.suggestions import did_you_mean
 
 if TYPE_CHECKING:
@@ -82,7 +90,9 @@ def hypergradient(
         run = chosen.run(task)
     with phase("meta-gradient"):
         loss, g = problem.loss_and_gradient(run.state)
-        sensitivity = Sensitivity(problem, run.state, theta)
+        # But for implicit methods, ∂F/∂θ at the last state is there for its diagnosis alone.
+        chunks = None if chosen.horizon is Horizon.STATE else problem.sample()
+        sensitivity = Sensitivity(problem, run.state, theta, chunks)
         found = chosen.differentiate(task, run, g, sensitivity)
         return Hypergradient(
             **vars(found),

@@ -55,6 +55,13 @@ class Problem(ABC):
         A problem with a fixed input yields that input with weight 1.
         """
 
+    def sample(self) -> Iterable[tuple[float, Input]] | None:
+        """Return weighted inputs that stand for the population where little depends on it.
+
+        None: nothing less than the population.
+        """
+        return None
+
     @abstractmethod
     def loss_and_gradient(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """Return L(h), shape (), and ∂L/∂h, shape (n,); neither keeps a graph."""

@@ -41,7 +41,8 @@ BAD = [
     ("model: {options: {activation: tahn}}", 1, "model.options.activation", "mean tanh?"),
     ("gradient: {options: {rpb: {}}}", 1, "gradient.options.rpb", "did you mean rbp?"),
     ("gradient: {options: {rbp: {z0: one}}}", 1, "gradient.options.rbp.z0", "uniform, zero, "),
-    ("inner: {update: pytroch}", 1, "inner.optimizer", "did you mean pytorch?"),
+    ("inner: {optimizer: adamv}", 1, "inner.optimizer", "did you mean adam"),
+    ("inner: {update: pytorch}", 1, "inner.update", "it is inner.optimizer now"),
     ("device: gpu", 1, "device", "expected one of auto, cpu, cuda, got 'gpu'"),
     ("dtype: 32", 1, "dtype", "expected one of float32, float64, got 32"),
     # wrong types

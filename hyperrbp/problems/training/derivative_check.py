@@ -43,8 +43,6 @@ class Precision:
     eps: float
     agreements: int
     """So many rounds must agree: a wide tolerance is also met by chance."""
-    longest: float
-    """By how much a tensor's step may exceed its size to give it its share of a difference."""
     distance: float
     """How far from the weights the points are, relative to the size of each tensor.
 
@@ -64,7 +62,6 @@ DOUBLE = Precision(
     alone=1e-4,
     eps=100 * torch.finfo(torch.float64).eps,
     agreements=2,
-    longest=10.0,
     distance=1e-3,
     first_steps=((1e-6, 1e-7), (1e-7, 1e-8)) * 2,
     second_steps=((1e-7, 1e-8), (1e-8, 1e-9)) * 2,
@@ -78,7 +75,6 @@ def _lower(eps: float) -> Precision:
         alone=2e-2,
         eps=4 * eps,
         agreements=3,
-        longest=1.0,
         distance=0.1,
         first_steps=((1e-2, 3e-3), (3e-3, 1e-3)) * 3,
         second_steps=((1e-3, 3e-4), (3e-4, 1e-4)) * 3,
@@ -211,14 +207,10 @@ class _FirstDerivatives:
             shares = self.point.sizes_of(g)
             if not math.isfinite(sum(shares)):
                 return True
-        # A step for each tensor that gives it the share of the others: none hides behind them.
+        # Held to the share of one tensor, so that the others hide no fault by it.
         ranked = sorted(share for share in shares if share > 0)
         share = ranked[len(ranked) // 2] if ranked else 0.0
-        lengths = [
-            scale * (min(max(share / own, 0.01), precision.longest) if own > 0 else 1.0)
-            for scale, own in zip(self.point.scales, shares, strict=True)
-        ]
-        d = self.point.direction(lengths)
+        d = self.point.direction(self.point.scales)
         above, below = self.value(w + step * d), self.value(w - step * d)
         if not math.isfinite(above + below):
             return not math.isfinite(self.value(w))

@@ -89,27 +89,35 @@ class ElementwiseUpdate:
         ]
 
     def diagonals(
-        self, state: Sequence[Pieces], g: Pieces, rates: Sequence[Tensor], t: Tensor, i: int
+        self,
+        state: Sequence[Pieces],
+        g: Pieces,
+        rates: Sequence[Tensor],
+        t: Tensor,
+        i: int,
+        by: Sequence[str] = (),
     ) -> tuple[list[Tensor], list[list[Tensor]]]:
         """Return (w', s') of tensor i, and the diagonals of its derivatives.
 
         ``found[o][j]`` is the derivative of part o by input j, of the shape of the tensor; the
-        inputs are the parts of the state, the clipped gradient, and the rates by kind.
+        inputs are the parts of the state, the clipped gradient, and the rates of the kinds in
+        ``by``.
         """
         with torch.enable_grad():
-            own = [self.split(rate)[i].to(g[i].dtype).expand_as(g[i]) for rate in rates]
+            own = {
+                kind: self.split(rate)[i] for kind, rate in zip(self.rule.kinds, rates, strict=True)
+            }
             inputs = [
                 tensor.detach().clone().requires_grad_()
-                for tensor in (*[part[i] for part in state], g[i], *own)
+                for tensor in (
+                    *[part[i] for part in state],
+                    g[i],
+                    *[own[kind].to(g[i].dtype).expand_as(g[i]) for kind in by],
+                )
             ]
             count = len(state)
-            w, slots = self.rule.update(
-                inputs[0],
-                inputs[1:count],
-                inputs[count],
-                dict(zip(self.rule.kinds, inputs[count + 1 :], strict=True)),
-                t,
-            )
+            varied = dict(zip(by, inputs[count + 1 :], strict=True))
+            w, slots = self.rule.update(inputs[0], inputs[1:count], inputs[count], own | varied, t)
             moved = [w, *slots]
             found = [
                 list(

@@ -35,6 +35,9 @@ class Objective(NetworkLoss):
     def __deepcopy__(self, memo: dict[int, Any]) -> Objective:
         return self._copied(copy.deepcopy(self.model, memo), copy.deepcopy(self.loss, memo))
 
+    def __copy__(self) -> Objective:
+        return self._copied(self.model, self.loss)
+
     def in_precision(self, dtype: torch.dtype) -> Objective:
         """Return the same function in another floating-point format."""
         return self._copied(copy.deepcopy(self.model).to(dtype), self.loss, autocast=None)

@@ -109,7 +109,7 @@ class StepAt:
     def __init__(self, step: TrainingStep, theta: Tensor) -> None:
         self._step, self._theta = step, theta
         self._objective, self._layout, self._schedule = step.objective, step.layout, step.schedule
-        self._update, self._rule = step.update, step.rule
+        self._update, self._rule, self._tuned = step.update, step.rule, step.schedule.tuned
         self._known: dict[int, list[Tensor]] = {}
 
     def states(self, h: Tensor, places: Iterable[Place]) -> Iterator[Tensor]:
@@ -182,14 +182,11 @@ class StepAt:
         moved: list[Sequence[Tensor]] = []
         after: list[list[Tensor]] = []
         for i, size in enumerate(objective.sizes):
-            made, diagonals = self._update.diagonals(state, g, rates, t, i)
+            made, diagonals = self._update.diagonals(state, g, rates, t, i, self._tuned)
             moved.append(made)
             inputs = [rows[j][i] for j in range(len(rows))]
             direct = [
-                jacobian[kind][i].to(h.dtype)[:, None].expand(-1, size)
-                if kind in jacobian
-                else None
-                for kind in self._rule.kinds
+                jacobian[kind][i].to(h.dtype)[:, None].expand(-1, size) for kind in self._tuned
             ]
             after.append(
                 [
@@ -197,7 +194,6 @@ class StepAt:
                         (
                             diagonal.reshape(-1) * tangent
                             for diagonal, tangent in zip(of, [*inputs, *direct], strict=True)
-                            if tangent is not None
                         ),
                         torch.zeros_like(inputs[0]),
                     )
@@ -229,7 +225,7 @@ class StepAt:
         Every rate acts on its own element alone, so the mean of C is the mean of its diagonals.
         Weights of examples are not among the parameters here.
         """
-        objective, kinds = self._objective, self._rule.kinds
+        objective, kinds = self._objective, self._tuned
         state = objective.state_pieces(h)
         image = torch.zeros_like(h)
         last: Place | None = None
@@ -238,11 +234,13 @@ class StepAt:
             g = self._update.clipped(objective.gradient(state[0], at.x))
             rates, t = self._rates(at), number_of(at, h)
             for i, into in enumerate(zip(*objective.state_pieces(image), strict=True)):
-                moved, diagonals = self._update.diagonals(state, g, rates, t, i)
+                moved, diagonals = self._update.diagonals(state, g, rates, t, i, kinds)
                 for part, piece in zip(into, moved, strict=True):
                     part.add_(piece, alpha=share)
                 for o, of in enumerate(diagonals):
-                    own = torch.stack(of[-len(kinds) :])
+                    if not kinds:
+                        continue
+                    own = torch.stack(of[len(state) + 1 :])
                     mean = means.setdefault((o, i), torch.zeros_like(own))
                     mean.add_(own, alpha=share)
             last = at
@@ -252,6 +250,8 @@ class StepAt:
 
         @torch.no_grad()
         def along_theta(u: Tensor) -> Tensor:
+            if not kinds:
+                return torch.zeros_like(self._theta)
             of_kinds: list[list[Tensor]] = [[] for _ in kinds]
             for i, adjoints in enumerate(zip(*objective.state_pieces(u), strict=True)):
                 products = torch.stack([means[o, i] * u_o for o, u_o in enumerate(adjoints)]).sum(0)

@@ -29,6 +29,13 @@ class RateSchedule:
         """Whether nothing changes within a segment of the run."""
         self.decays = "weight_decay" in layout.grains or layout.fixed["weight_decay"] > 0
         """Whether there is any weight decay."""
+        self.tuned = tuple(
+            kind
+            for kind in rule.kinds
+            if kind in layout.grains
+            or (kind == "learning_rate" and set(layout.grains) & set(schedule.kinds))
+        )
+        """The kinds of rates that depend on θ, in the order of the rule's."""
 
     def segment(self, step: int, steps: int) -> int:
         """Return the segment of the run that a step is in."""
@@ -56,34 +63,32 @@ class RateSchedule:
     def transposed(
         self, theta: Tensor, step: int, steps: int, along: Mapping[str, Tensor]
     ) -> Tensor:
-        """Return (∂ρ/∂θ)ᵀ of cotangents by kind, shape (p,)."""
+        """Return (∂ρ/∂θ)ᵀ of cotangents of at least the tuned kinds, shape (p,)."""
         with torch.enable_grad():
             theta = theta.detach().requires_grad_()
             rates = self.rates(theta, step, steps)
-            dependent = [kind for kind, rate in rates.items() if rate.requires_grad]
-            if not dependent:
+            if not self.tuned:
                 return torch.zeros_like(theta)
             (product,) = torch.autograd.grad(
-                [rates[kind] for kind in dependent],
+                [rates[kind] for kind in self.tuned],
                 theta,
-                [along[kind].to(rates[kind].dtype) for kind in dependent],
+                [along[kind].to(rates[kind].dtype) for kind in self.tuned],
                 materialize_grads=True,
             )
         return product
 
     def jacobian(self, theta: Tensor, step: int, steps: int) -> dict[str, Tensor]:
-        """Return ∂ρ/∂θ of every kind with one rate for each tensor, shape (tensors, p)."""
+        """Return ∂ρ/∂θ of every tuned kind, with one rate for each tensor: (tensors, p) each."""
         with torch.enable_grad():
             theta = theta.detach().requires_grad_()
             rates = self.rates(theta, step, steps)
             each = torch.eye(len(self._layout.tensors), dtype=torch.float64, device=theta.device)
-            found = {}
-            for kind, rate in rates.items():
-                if rate.requires_grad:
-                    (found[kind],) = torch.autograd.grad(
-                        rate, theta, each, is_grads_batched=True, retain_graph=True
-                    )
-        return found
+            return {
+                kind: torch.autograd.grad(
+                    rates[kind], theta, each, is_grads_batched=True, retain_graph=True
+                )[0]
+                for kind in self.tuned
+            }
 
     def _factor(self, theta: Tensor, step: int, steps: int) -> Tensor:
         layout = self._layout

@@ -46,6 +46,8 @@ from hyperrbp.runtime.randomness import generator
 _POPULATION = 32
 """Minibatches that stand for all training examples where their updates are averaged, not their
 gradients."""
+_SAMPLE = 4
+"""Minibatches that do where only a diagnosis depends on the average."""
 _LARGE = 10**6
 """Weights from which on a data set is evaluated in chunks of the size of a minibatch."""
 
@@ -237,17 +239,24 @@ class TrainingRun(Problem):
         other._last_loss = None
         return other
 
-    def examine(self) -> None:
+    def examine(self, like: TrainingRun | None = None) -> None:
         """Try the module on the first minibatch, and find out whether it can be differentiated.
+
+        Args:
+            like: a run of the same network, from other weights; what its examination has shown
+                holds here too.
 
         Raises:
             UsageError: if it cannot, with the reason.
         """
-        if not self._examined:
-            x = self._batches(0)
-            examine(self.objective, self._initial_weights, x, self._seed)
-            self._evaluated.draws = self.objective.draws
-            self._examined = True
+        if self._examined:
+            return
+        if like is not None and like._examined:
+            self.objective.draws = like.objective.draws
+        else:
+            examine(self.objective, self._initial_weights, self._batches(0), self._seed)
+        self._evaluated.draws = self.objective.draws
+        self._examined = True
 
     # --- the run ----------------------------------------------------------------------------------
 
@@ -267,6 +276,13 @@ class TrainingRun(Problem):
     def population(self) -> Iterable[tuple[float, Batch]]:
         """Yield all training examples, in weighted chunks."""
         return self._batches.population()
+
+    def sample(self) -> Iterable[tuple[float, Batch]] | None:
+        """Return the last minibatches, where an average over all would take many updates."""
+        if isinstance(self._step, HeavyBallStep) and not self.objective.couples:
+            return None
+        last = range(max(0, self.steps - _SAMPLE), self.steps)
+        return [(1 / len(last), self._batches(t)) for t in last]
 
     def merge(self, inputs: Sequence[Input]) -> Iterable[tuple[float, Input]]:
         """Join them into one batch, cut into chunks, where F is affine in the mean gradient."""
