@@ -2,7 +2,11 @@
 
 from .config.recipe import Recipe as Recipe
 from .data.batches import Batch as Batch
+from .data.batches import Batches as Batches
+from .data.batches import Examples as Examples
 from .data.batches import ShuffledBatches as ShuffledBatches
+from .data.loader_batches import LoaderBatches as LoaderBatches
+from .data.loader_batches import LoaderExamples as LoaderExamples
 from .exceptions import HyperrbpError as HyperrbpError
 from .experiments.experiment import Experiment as Experiment
 from .experiments.train import train_recipe as train_recipe

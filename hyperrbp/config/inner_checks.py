@@ -141,7 +141,7 @@ def _ranges(recipe: Recipe) -> Iterator[KeyFault]:
                 ("hyperparameters", kind, "range"),
                 f"expected 0 < low < high{below}, got [{low:g}, {high:g}]",
             )
-        if segments > steps:
+        if segments > steps and recipe.inner.epochs is None:
             yield (
                 ("hyperparameters", kind, "segments"),
                 f"expected at most the {steps} steps of inner.steps, got {segments}",

@@ -148,6 +148,13 @@ def _kind(content: _Content) -> type[BaseRecipe]:
     return SYSTEMS[system]
 
 
+_INSTEAD: dict[KeyPath, KeyPath] = {
+    ("inner", "steps"): ("inner", "epochs"),
+    ("inner", "epochs"): ("inner", "steps"),
+}
+"""A value on the command line for the one takes the place of the other in the text."""
+
+
 class _Content:
     """The values of a recipe, and for every key the line or the option that it comes from."""
 
@@ -178,6 +185,8 @@ class _Content:
         for depth in range(1, len(path)):
             section = self._section(section, path[:depth], option, key)
         section[str(path[-1])] = value
+        if value is not None and (other := _INSTEAD.get(path)):
+            section.pop(str(other[-1]), None)
         self._options[path] = option
         self._typed.append(path)
         for replaced in [at for at in self._lines if at[: len(path)] == path]:

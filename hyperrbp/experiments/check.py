@@ -65,7 +65,7 @@ def check_recipe(
         settings = experiment.gradient
         scope = Scope(exact=exact, meta_learning_rate=recipe.meta.learning_rate)
         found = examine(problem, theta, settings, scope, seed=recipe.seed, tracker=tracker)
-        candidates, recommendation = _recommend(found, recipe, tracker)
+        candidates, recommendation = _recommend(found, experiment.recipe, tracker)
         report = CheckReport(
             recipe=experiment.recipe,
             weights=problem.weights,

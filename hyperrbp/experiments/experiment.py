@@ -10,14 +10,15 @@ from pathlib import Path
 
 import torch
 
+from hyperrbp.config.cross_checks import cross_check
+from hyperrbp.config.key_paths import dotted
 from hyperrbp.config.recipe import Recipe
 from hyperrbp.config.recipe_keys import MetaSection
-from hyperrbp.data.batches import ShuffledBatches
 from hyperrbp.data.builtin import data_root
-from hyperrbp.exceptions import UsageError
+from hyperrbp.exceptions import DataError, Fault, RecipeError, UsageError
 from hyperrbp.experiments import evaluation, initial_weights
-from hyperrbp.experiments.data_module import DataModule
 from hyperrbp.experiments.device import device_and_threads, environment
+from hyperrbp.experiments.prepared_data import prepared_data
 from hyperrbp.experiments.sanity_check import check_network_and_loss
 from hyperrbp.hypergradients import Averaging
 from hyperrbp.hypergradients.settings import GradientSettings
@@ -57,9 +58,33 @@ class Experiment:
             torch.cuda.init()  # type: ignore[no-untyped-call]  # torch's is untyped
         self._modules = user_code.Modules()
         self._code = dict(self._digests())
-        self.data = DataModule(recipe, self.device, data_root(root), self._modules)
+        self.data = prepared_data(recipe, self.device, data_root(root), self._modules)
+        self.recipe = self._with_sizes(self.recipe)
         self._models: dict[int, TrainingRun] = {}
         self._examined: TrainingRun | None = None  # the first: all others are of its network
+
+    def _with_sizes(self, recipe: Recipe) -> Recipe:
+        """Return the recipe with the steps and the minibatch that the data come to.
+
+        Raises:
+            DataError: if nobody knows how long an epoch is.
+            RecipeError: if so many steps do not go with the rest of the recipe.
+        """
+        inner = recipe.inner
+        sizes: dict[str, int | None] = {"batch_size": self.data.batch_size}
+        if inner.epochs is not None:
+            if self.data.steps_per_epoch is None:
+                raise DataError(
+                    f"data set '{recipe.data.name}' does not know its length, and inner.epochs"
+                    " needs it; expected inner.steps"
+                )
+            steps = inner.epochs * self.data.steps_per_epoch
+            sizes |= {"steps": steps, "epochs": None}
+        resolved = recipe.model_copy(update={"inner": inner.model_copy(update=sizes)})
+        if inner.epochs is not None and (found := list(cross_check(resolved))):
+            where = f"inner.epochs: {inner.epochs} are {resolved.inner.steps} steps"
+            raise RecipeError([Fault(where, None, dotted(at), text) for at, text in found])
+        return resolved
 
     def with_meta(self, meta: MetaSection) -> Experiment:
         """Return the same experiment, its data and its inner runs, under another meta section."""
@@ -107,7 +132,7 @@ class Experiment:
         batch_seed = generator(seed, "batch order", sample).initial_seed()
         run = TrainingRun(
             model,
-            ShuffledBatches(self.data.train, inner.batch_size, batch_seed),
+            self.data.batches(batch_seed),
             steps=inner.steps,
             meta_examples=self.data.validation if recipe.meta.loss == "validation" else None,
             loss=smoothed_cross_entropy(inner.label_smoothing)

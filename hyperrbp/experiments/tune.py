@@ -91,6 +91,8 @@ def tune_recipe(
         if resume:
             folder.check_same(recipe)
         experiment = Experiment(recipe, data_root)
+        if resume:
+            folder.check_same(experiment.recipe)  # now with what the data decide
         callback = Callbacks(callbacks)
         optimizer = meta_optimizer(experiment, report=callback.on_progress)
         restored = _restored(folder, experiment, optimizer, inexact_resume) if resume else None
@@ -287,6 +289,7 @@ def _result(
         given_up=state.given_up,
         inexact_resumes=folder.inexact_resumes,
         environment=experiment.environment(),
+        population=experiment.data.population_note,
         test=test,
     )
 

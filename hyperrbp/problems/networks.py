@@ -102,7 +102,7 @@ class Conv:
 MODELS: dict[str, type[Mlp] | type[Conv]] = {"mlp": Mlp, "conv": Conv}
 
 
-def wanted_inputs(name: str) -> Literal["flat", "image"] | None:
+def wanted_inputs(name: str) -> Literal["flat", "image", "ids"] | None:
     """Return what inputs the network of a name takes; None for code, which can take any."""
     if name.startswith(TORCHVISION):
         return "image"

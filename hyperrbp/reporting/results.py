@@ -195,6 +195,8 @@ def reservations(result: RunResult) -> Iterator[tuple[str, Text]]:
     if isinstance(result, TuneResult) and (back := result.rollbacks):
         times = "once" if len(back) == 1 else f"{len(back)} times, the last time"
         yield "rolled back", Text(f"{times} at {back[-1].reason}", style="yellow")
+    if result.population is not None:
+        yield "examples", Text(result.population)
     for changed in result.inexact_resumes:
         listed = "; ".join(f"{key}: {old} → {new}" for key, (old, new) in changed.items())
         yield (

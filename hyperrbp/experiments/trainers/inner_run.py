@@ -130,7 +130,7 @@ class InnerRunTrainer(Trainer):
         """Return the loss on all training examples, and the measures on the held-out ones."""
         heldout = self._experiment.heldout_measures(self._problem, self._h)
         return InnerRunResult(
-            **dict(common),
+            **(dict(common) | {"population": self._experiment.data.population_note}),
             train_steps=self._problem.steps,
             meta_loss=float(self._problem.loss_and_gradient(self._h)[0]),
             heldout=heldout,
