@@ -79,21 +79,23 @@ def refute(problem: Problem, theta: Tensor, found: FiniteDifferences, seed: int 
     worst = gaps.index(max(gaps))
     predicted = found.predicted[worst]
     d = _directions(theta, len(gaps), seed)[worst]
-    told = list[tuple[float, float, float]]()  # (ε, difference, what rounding may be of it)
+    differences = list[tuple[float, float, float]]()  # (ε, difference, what rounding may be of it)
     for step in (STEP[theta.dtype], *OTHER_STEPS[theta.dtype]):
         measured, loss = _difference(problem, theta, d, step)
         if abs(measured - predicted) <= close * max(abs(measured), abs(predicted)):
             return False
-        told.append((step, measured, _ROUNDING * torch.finfo(theta.dtype).eps * abs(loss) / step))
-    told.sort()
+        differences.append(
+            (step, measured, _ROUNDING * torch.finfo(theta.dtype).eps * abs(loss) / step)
+        )
+    differences.sort()
     return any(
-        _alike([(measured, noise) for _, measured, noise in told[i : i + 3]], predicted)
-        for i in range(len(told) - 2)
+        _alike([(measured, noise) for _, measured, noise in differences[i : i + 3]], predicted)
+        for i in range(len(differences) - 2)
     )
 
 
-def _alike(told: Sequence[tuple[float, float]], predicted: float) -> bool:
-    measured, noise = [each for each, _ in told], max(of for _, of in told)
+def _alike(differences: Sequence[tuple[float, float]], predicted: float) -> bool:
+    measured, noise = [each for each, _ in differences], max(of for _, of in differences)
     gap = min(abs(each - predicted) for each in measured)
     # Of themselves: where a run is chaotic, they grow as the step shrinks, and a gradient may be
     # beyond all that a difference can be.
