@@ -149,7 +149,7 @@ class Experiment:
             if start is not None
             else self._initial_weights(model, sample, seed),
             hyperparameters=self._hyperparameters(),
-            seed=seed,
+            seed=batch_seed,
         )
         if self._examined is None:
             check_network_and_loss(run, self.data, recipe)
