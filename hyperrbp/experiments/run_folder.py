@@ -3,7 +3,8 @@
 ================================  ================================================================
 ``recipe.yaml``                   the recipe as it was run, every key spelt out
 ``records.jsonl``                 one JSON record a meta step, epoch or stretch of training steps
-``checkpoint.json``               where to go on; ``train`` has its tensors in a file beside it
+``checkpoint.json``               where to go on; tensors, of ``train`` or the earlier θ of
+                                  ``tune`` with ``inner.fresh``, are in a file beside it
 ``checkpoint.previous.json``      the one before it, in case that one is damaged
 ``.lock``                         which process uses the folder, while one does
 ``result.json``                   the answer

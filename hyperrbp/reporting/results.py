@@ -61,7 +61,8 @@ def _loss_rows(result: TuneResult) -> Iterator[tuple[str, str]]:
     best, common = result.best, result.common_draws
     if common is None:
         # Only Adam always begins with a complete run at the start.
-        start = f"{result.meta_loss[0]:.6g} → " if result.optimizer == ADAM else ""
+        first = result.meta_loss[:1] if result.optimizer == ADAM else []
+        start = "".join(f"{loss:.6g} → " for loss in first)
         at = f"(best, at meta step {best.meta_step} of {result.meta_steps})"
         yield "", f"{start}{best.meta_loss:.6g} {at}"
         return
