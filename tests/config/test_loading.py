@@ -186,24 +186,13 @@ def test_what_the_file_or_the_options_contradict_is_refused(text, overrides, whe
     assert not caplog.records
 
 
-def test_a_key_whose_default_is_of_no_use_either_is_dropped_by_null(monkeypatch, caplog):
-    def without_momentum(recipe):
-        if recipe.inner.update == "pytorch" and recipe.hyperparameters.momentum is not None:
-            at, because = ("hyperparameters", "momentum"), ("inner", "update")
-            yield MootKey(at, "no momentum", because, "there is none", null=True)
+def test_a_key_whose_default_is_of_no_use_either_is_dropped_by_null(caplog):
+    for text in ("inner: {momentum: 0.5}", "hyperparameters: {momentum: {by: net}}"):
+        recipe, notes = notes_of(text, ("inner.optimizer", "adamw"), caplog=caplog)
+        assert any("momentum: adamw has no" in note for note in notes), notes
+        assert set(recipe.hyperparameters.tuned()) == {"learning_rate"}
+        assert recipe.inner.momentum is None
 
-    monkeypatch.setattr(loading, "cross_check", without_momentum)
-    for text in ("", "hyperparameters: {momentum: {by: net}}"):
-        pytorch = ("inner.update", "pytorch")
-        recipe, notes = notes_of(text, pytorch, caplog=caplog)
-        assert notes == ["dropped hyperparameters.momentum: there is none"]
-        assert set(recipe.hyperparameters.tuned()) == {"learning_rate"}
-        # Another key of a section that the text has not is none of its business.
-        recipe, _ = notes_of(text, ("hyperparameters.learning_rate.by", "net"), pytorch,
-                             caplog=caplog)  # fmt: skip
-        assert set(recipe.hyperparameters.tuned()) == {"learning_rate"}
-        typed = [("--set", *pytorch), ("--set", "hyperparameters.momentum.by", "layer")]
-        assert "no momentum" in faults_of(text, overrides=typed)[0].message
 
 
 @pytest.mark.parametrize(
