@@ -17,7 +17,7 @@ from hyperrbp.exceptions import CheckpointError, DivergedError
 from hyperrbp.experiments.cautions import cautions, setback
 from hyperrbp.experiments.common_draws import Evaluated, ThetaHistory, candidates, choose
 from hyperrbp.experiments.experiment import Experiment
-from hyperrbp.experiments.export import export_sgd
+from hyperrbp.experiments.export import export_groups
 from hyperrbp.experiments.gradient_monitor import GradientMonitor
 from hyperrbp.experiments.meta_optimizer import evaluations, meta_optimizer
 from hyperrbp.experiments.replicates import compare_on_replicates
@@ -234,9 +234,12 @@ def _finish(
     test = compare_on_replicates(experiment, answer.theta, experiment.theta, callback.on_progress)
     result = _result(experiment, folder, state, answer, records, status, wall_seconds, test)
     folder.write_result(result)
-    layout = experiment.problem().layout
-    export = export_sgd(
-        layout, answer.theta, result, experiment.recipe, rows=experiment.data.train_rows
+    export = export_groups(
+        experiment.problem(),
+        answer.theta,
+        result,
+        experiment.recipe,
+        rows=experiment.data.train_rows,
     )
     folder.write_hyperparameters(summarize(result.hyperparameters), export.code, export.tensors)
     return result
