@@ -210,7 +210,7 @@ class Experiment:
         inner = self.recipe.inner
         return Hyperparameters(
             {
-                kind: Grain(by, segments)
+                kind: Grain(by, len(inner.schedule.knots) if kind == "knots" else segments)
                 for kind, (by, segments, _) in self.recipe.hyperparameters.tuned().items()
             },
             inner.starts(),

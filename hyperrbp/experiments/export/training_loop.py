@@ -38,9 +38,7 @@ def _backward(inner: InnerSection, weighted: bool) -> list[str]:
         lines = ['losses = loss_of(model(inputs), targets, reduction="none")']
         mean = "(weights[minibatch] * losses).mean()"
     else:
-        smoothing = (
-            f", label_smoothing={inner.label_smoothing!r}" if inner.label_smoothing else ""
-        )
+        smoothing = f", label_smoothing={inner.label_smoothing!r}" if inner.label_smoothing else ""
         loss = "torch.nn.functional.cross_entropy" if smoothing else "loss_of"
         lines, mean = [f"loss = {loss}(model(inputs), targets{smoothing})"], "loss"
     if inner.precision == "bf16":
