@@ -177,6 +177,13 @@ CHANGING = {
     "lion": "beta2",
 }
 """What each rule has in segments, besides the learning rate."""
+
+
+def _often(rule: str, schedule: str) -> bool:
+    """Whether a pair is in the suite that runs all the time."""
+    return rule == "adamw" or schedule in ("warm-up and cosine", "segments and linear")
+
+
 ABOUT = TuneResult.model_construct(
     best=BestStep(meta_loss=0.5, meta_step=3), train_steps=23, environment={"hyperrbp": "0"}
 )
@@ -203,7 +210,8 @@ def instructions(script: dict) -> tuple[str, str]:
     """What the heading says to do: before the training, and in each of its steps."""
     lines = [line for line in script["__doc__"].splitlines() if line.startswith("    ")]
     before, _, step = textwrap.dedent("\n".join(lines)).partition("# And in each training step:\n")
-    assert before and step
+    assert before
+    assert step
     return before, step
 
 
@@ -219,7 +227,8 @@ class Script:
         before, self._step = instructions(script)
         self.names = script | {"torch": torch, "model": model, "loss_of": cross_entropy}
         exec(before, self.names)
-        self._seed, self._parts = experiment.recipe.seed, experiment.recipe.inner.accumulate
+        self._seed = generator(experiment.recipe.seed, "batch order").initial_seed()
+        self._parts = experiment.recipe.inner.accumulate
 
     def train(self, start: int, stop: int) -> None:
         for step in range(start, stop):
@@ -272,8 +281,14 @@ def test_the_exported_code_trains_the_inner_run(tmp_path, case):
     assert relative(untuned, trained(experiment, theta)) > 1e-3, "θ makes no difference"
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(
+    ("rule", "schedule"),
+    [
+        pytest.param(rule, schedule, marks=[] if _often(rule, schedule) else [pytest.mark.slow])
+        for rule in RULES
+        for schedule in SCHEDULES
+    ],
+)
 def test_every_optimizer_on_every_schedule(tmp_path, rule, schedule):
     """100 steps, with dropout and a layer that is held fixed."""
     small = {"data.train_examples": 120, "data.validation_examples": 20, "inner.batch_size": 10}
@@ -424,9 +439,9 @@ def test_bf16_is_said_in_the_heading(tmp_path):
     experiment, theta, script = written(tmp_path, recipe_of(changes))
     run = Script(experiment, script)
     run.train(0, 23)
-    assert relative(run.weights, trained(experiment, theta)) < 1e-3
+    assert relative(run.weights, trained(experiment, theta)) < 1e-4
     full, _, _ = written(tmp_path, recipe_of({"dtype": "float32"}))
-    assert relative(run.weights, trained(full, theta)) > 1e-3
+    assert relative(run.weights, trained(full, theta)) > 3e-4
 
 
 def test_a_run_writes_them_and_its_yaml(tmp_path):
