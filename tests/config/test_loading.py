@@ -194,6 +194,7 @@ def test_a_key_whose_default_is_of_no_use_either_is_dropped_by_null(caplog):
         assert recipe.inner.momentum is None
 
 
+
 @pytest.mark.parametrize(
     ("stem", "name"),
     [

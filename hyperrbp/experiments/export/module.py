@@ -91,9 +91,11 @@ class _Module:
 
     def add_optimizer(self) -> None:
         """Add the settings of every tensor, and the groups of parameters."""
-        when = "; those that change, in the first step" if self.settings.changing else ""
+        when = "\n# What changes on the way is that of the first step." * bool(
+            self.settings.changing
+        )
         if self._follows_shape:
-            when += "; of learning rates, the peak"
+            when += "\n# Learning rates are those at the peak of the schedule."
         self._constants.append(
             templates.SETTINGS.format(
                 steps=self._run.steps,
@@ -188,7 +190,7 @@ class _Module:
         else:
             if "math." in shape:
                 self._modules.add("math")
-            lines += f"{templates.AFTER_WARMUP}    return warming * ({shape})"
+            lines += f"{templates.AFTER_WARMUP}    shape = {shape}\n    return warming * shape"
         self._functions.append(templates.FACTOR.format(lines=lines))
 
     def add_init_scale(self) -> None:

@@ -15,7 +15,7 @@ HEADING = '''"""{title}, tuned by hyperrbp {version}.
 SETTINGS = """
 STEPS = {steps}  # of the run
 
-# What {optimizer} is given for every tensor, by its name{when}.
+# What {optimizer} is given for every tensor, by its name.{when}
 SETTINGS = {settings}
 """
 
@@ -35,9 +35,7 @@ def parameter_groups(model):
     if parameters.keys() != SETTINGS.keys():
         different = sorted(parameters.keys() ^ SETTINGS.keys())
         raise ValueError(f"not the network that was tuned; tensors that differ: {different}")
-    return [
-        {"params": [parameters[name]], "name": name, **of} for name, of in SETTINGS.items()
-    ]
+    return [{"params": [parameters[name]], "name": name, **of} for name, of in SETTINGS.items()]
 '''
 
 IN_STRETCH = '''
@@ -150,6 +148,7 @@ NUMBERED = {
     "file.npz": "as in x_train or inputs",
     "folder/": "as the image files of train/ are sorted",
     "torchvision:NAME": "as torchvision's training part has them",
+    "text": "by the place in the text to train on at which a window begins",
     "file.py:function": "as in the data to train on that the function returns",
 }
 """How examples are numbered, for each kind of data of the user's own."""

@@ -121,10 +121,8 @@ class InnerRunTrainer(Trainer):
         self._h = tensors["state"].to(self._h)
 
     def weights(self) -> dict[str, Tensor]:
-        """Return the weights after the last step."""
-        w = self._h[: self._problem.weights]
-        pieces = self._problem.objective.pieces(w)
-        return dict(zip(self._problem.tensors, pieces, strict=True))
+        """Return the network after the last step, as its ``load_state_dict`` takes it."""
+        return self._problem.evaluated(self._h).state_dict()
 
     def result(self, common: TrainResult) -> InnerRunResult:
         """Return the loss on all training examples, and the measures on the held-out ones."""

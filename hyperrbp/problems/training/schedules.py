@@ -66,8 +66,7 @@ SHAPES: dict[str, Shape] = {
 IN_PYTHON: dict[str, str] = {
     "linear": "1 - (1 - END_SHARE) * p",
     "cosine": "END_SHARE + (1 - END_SHARE) * (1 + math.cos(math.pi * p)) / 2",
-    "knots": "sum(max(0.0, 1 - abs(p * (len(KNOTS) - 1) - k)) * knot"
-    " for k, knot in enumerate(KNOTS))",
+    "knots": "sum(max(0, 1 - abs(p * (len(KNOTS) - 1) - k)) * of for k, of in enumerate(KNOTS))",
 }
 """The shapes as expressions of p and the hyperparameters, for code that is exported."""
 
