@@ -27,7 +27,11 @@ from .problems.base import Problem as Problem
 from .problems.fixed_point import FixedPoint as FixedPoint
 from .problems.graph_net import GraphNet as GraphNet
 from .problems.hopfield import Hopfield as Hopfield
+from .problems.training.hyperparameters import Grain as Grain
+from .problems.training.hyperparameters import Hyperparameters as Hyperparameters
 from .problems.training.run import TrainingRun as TrainingRun
+from .problems.training.schedules import Schedule as Schedule
+from .problems.training.update_rules.base import UpdateRule as UpdateRule
 
 __version__: str
 __all__: list[str]

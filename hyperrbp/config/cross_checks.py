@@ -12,11 +12,11 @@ from hyperrbp.config.equilibrium import EquilibriumRecipe, GraphNetRecipe, Hopfi
 from hyperrbp.config.hyperparameters import unsupported_kinds
 from hyperrbp.config.inner_checks import check_inner_run
 from hyperrbp.config.inner_run import STARTS
-from hyperrbp.config.key_paths import KeyFault
+from hyperrbp.config.key_paths import KeyFault, MootKey
 from hyperrbp.config.recipe import Recipe
 from hyperrbp.config.recipe_keys import ADAM, AUTO, HypergradientSection, ModelSection
 from hyperrbp.config.schema import BaseRecipe
-from hyperrbp.config.validation import option_faults
+from hyperrbp.config.validation import named_option_faults, option_faults
 from hyperrbp.data import sources
 from hyperrbp.data.builtin import BUILTIN_SETS
 from hyperrbp.data.citation_networks import NETWORKS
@@ -71,8 +71,8 @@ def _(recipe: EquilibriumRecipe) -> Iterator[KeyFault]:
         if penalty.name not in PENALTIES:
             yield ("penalty", "name"), not_one_of(penalty.name, PENALTIES)
         else:
-            at = ("penalty", "options")
-            yield from option_faults(PENALTIES[penalty.name], penalty.options, at)
+            kind = PENALTIES[penalty.name]
+            yield from named_option_faults("penalty", penalty.name, kind, penalty.options)
 
 
 @cross_check.register
@@ -107,7 +107,7 @@ def _(recipe: GraphNetRecipe) -> Iterator[KeyFault]:
 def _model(model: ModelSection) -> Iterator[KeyFault]:
     at = ("model", "name")
     if model.name in MODELS:
-        yield from option_faults(MODELS[model.name], model.options, ("model", "options"))
+        yield from named_option_faults("model", model.name, MODELS[model.name], model.options)
     elif model.name.startswith(TORCHVISION):
         if not model.name.removeprefix(TORCHVISION).isidentifier():
             yield at, f"expected a name as in torchvision:resnet18, got {shown(model.name)}"
@@ -154,8 +154,9 @@ def _for_adam_only(recipe: Recipe) -> Iterator[KeyFault]:
         (("meta", "decay"), recipe.meta.decay),
     ):
         if given:
-            optimizer = recipe.meta.optimizer
-            yield key, f"goes with meta.optimizer {ADAM}; {optimizer} does not use it"
+            fits, optimizer = f"meta.optimizer {ADAM}", recipe.meta.optimizer
+            message = f"goes with {fits}; {optimizer} does not use it"
+            yield MootKey(key, message, ("meta", "optimizer"), f"it goes with {fits}")
 
 
 def _start_outside_box(recipe: Recipe) -> Iterator[KeyFault]:
@@ -224,11 +225,10 @@ def _estimator(gradient: HypergradientSection) -> Iterator[KeyFault]:
     method, estimator = method_class(gradient.template), gradient.averaging.estimator
     if issubclass(method, ImplicitMethod) and estimator not in ("auto", *method.estimators):
         why = " needs one fixed Jacobian and" if method.fixed_operator else ""
-        yield (
-            ("gradient", "averaging", "estimator"),
-            f"{gradient.template}{why} cannot take '{estimator}';"
-            f" expected auto or {' or '.join(method.estimators)}",
-        )
+        cannot = f"{gradient.template}{why} cannot take '{estimator}'"
+        expected = f"{cannot}; expected auto or {' or '.join(method.estimators)}"
+        at = ("gradient", "averaging", "estimator")
+        yield MootKey(at, expected, ("gradient", "method"), cannot)
 
 
 def _steps_needed(gradient: HypergradientSection, steps: int) -> Iterator[KeyFault]:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from hyperrbp.config.key_paths import KeyFault
 from hyperrbp.config.recipe import Recipe
 from hyperrbp.config.recipe_keys import DataSection
-from hyperrbp.config.validation import option_faults
+from hyperrbp.config.validation import named_option_faults
 from hyperrbp.data import sources
 from hyperrbp.data.builtin import BUILTIN_SETS
 from hyperrbp.data.torchvision_catalog import SPLITS, TORCHVISION_SETS
@@ -33,9 +33,8 @@ class _NoOptions:
 
 
 def _data(data: DataSection) -> Iterator[KeyFault]:
-    at = ("data", "options")
     if data.name in BUILTIN_SETS:
-        yield from option_faults(_NoOptions, data.options, at)
+        yield from named_option_faults("data", data.name, _NoOptions, data.options)
         return
     kind = sources.kind_of(data.name)
     if kind is None:
@@ -47,7 +46,7 @@ def _data(data: DataSection) -> Iterator[KeyFault]:
     if kind == "torchvision:NAME":
         yield from _torchvision(data.name.removeprefix(TORCHVISION), options)
     if kind != "file.py:function":
-        yield from option_faults(sources.SOURCE_KINDS[kind], options, at)
+        yield from named_option_faults("data", data.name, sources.SOURCE_KINDS[kind], options)
 
 
 def _inputs(recipe: Recipe) -> Iterator[KeyFault]:

@@ -12,7 +12,7 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from hyperrbp.config.key_paths import KeyFault, KeyPath, dotted
+from hyperrbp.config.key_paths import KeyFault, KeyPath, MootKey, dotted
 from hyperrbp.runtime.suggestions import did_you_mean, not_one_of, shown
 
 
@@ -37,6 +37,22 @@ def option_faults(target: Any, options: Mapping[str, Any], at: KeyPath) -> Itera
         for problem in error.errors():
             inside, message = _explain(problem, [field.name for field in fields(target)])
             yield (*at, *inside), message
+
+
+def named_option_faults(
+    section: str, name: str, target: Any, options: Mapping[str, Any]
+) -> Iterator[KeyFault]:
+    """Yield what is wrong with the options of what a section names; see ``option_faults``.
+
+    One that is unknown may be of what the section named before an override.
+    """
+    known = {field.name for field in fields(target)}
+    for at, message in option_faults(target, options, (section, "options")):
+        if at[2] in known:
+            yield at, message
+        else:
+            because, note = (section, "name"), f"{name} has no such option"
+            yield MootKey(at[:3], message, because, note)
 
 
 def _leaves(value: Any) -> Iterator[tuple[KeyPath, Any]]:

@@ -90,8 +90,8 @@ def _settings(settings: GradientSettings) -> SettingsReport:
 def _recommend(
     found: Examination, recipe: Recipe, tracker: ProgressTracker
 ) -> tuple[list[CandidateReport], Recommendation]:
-    """Try other methods, and recommend one; without the exact gradient, what the verdict says."""
-    if found.exact is None:
+    """Try other methods, and recommend one; without an exact gradient, what the verdict says."""
+    if found.exact is None or found.verdict is Verdict.NOT_THE_DERIVATIVE:
         return [], Recommendation(label=None, why=found.verdict.advice)
     tracker.begin("other methods")
     of_itself = found.verdict is Verdict.EXACT

@@ -115,6 +115,10 @@ class Experiment:
         """Return the inner run with initial weights and batches that no meta step has."""
         return self._sample_run(0, generator(self.recipe.seed, "test", number).initial_seed())
 
+    def draw(self, number: int) -> TrainingRun:
+        """Return one to choose the best θ on: none of a meta step, and no replicate."""
+        return self._sample_run(0, generator(self.recipe.seed, "choice", number).initial_seed())
+
     def _sample_run(self, sample: int, seed: int | None = None) -> TrainingRun:
         recipe, inner = self.recipe, self.recipe.inner
         seed = recipe.seed if seed is None else seed
@@ -145,7 +149,7 @@ class Experiment:
             if start is not None
             else self._initial_weights(model, sample, seed),
             hyperparameters=self._hyperparameters(),
-            seed=seed,
+            seed=batch_seed,
         )
         if self._examined is None:
             check_network_and_loss(run, self.data, recipe)
@@ -206,7 +210,7 @@ class Experiment:
         inner = self.recipe.inner
         return Hyperparameters(
             {
-                kind: Grain(by, segments)
+                kind: Grain(by, len(inner.schedule.knots) if kind == "knots" else segments)
                 for kind, (by, segments, _) in self.recipe.hyperparameters.tuned().items()
             },
             inner.starts(),

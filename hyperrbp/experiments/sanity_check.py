@@ -1,4 +1,4 @@
-"""Tries a network and a loss on two examples before anything is trained."""
+"""Tries a network and a loss on a few examples before anything is trained."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ def check_network_and_loss(run: TrainingRun, data: DataModule, recipe: Recipe) -
         UsageError: if the network or the loss fails, makes something of the wrong shape, or what
             cannot be differentiated twice.
     """
-    x = data.shown(2)
+    parts = run.objective.accumulate
+    count = 2 if parts == 1 else min(2 * parts, recipe.inner.batch_size)
+    x = data.shown(count)
     model = _named("model", recipe.model.name)
     loss = _named("inner.loss", data.loss_name)
     parameters = run.objective.pieces(run.objective.initial_weights())

@@ -21,6 +21,7 @@ def test_ls():
         "hopfield",
         "mnist",
         "pubmed",
+        "template",
     ]
 
 

@@ -67,8 +67,14 @@ BAD = [
     # numbers out of range
     ("gradient:\n  trunc: 0", 2, "gradient.trunc", "expected at least 1, got 0"),
     ("inner: {momentum: 1}", 1, "inner.momentum", "expected a number below 1, got 1"),
-    ("inner: {momentum: 0}", 1, "inner.momentum", "expected a number above 0, got 0"),
-    ("inner: {momentum: 1e-400}", 1, "inner.momentum", "expected a number above 0, got 0.0"),
+    ("inner: {momentum: -0.1}", 1, "inner.momentum", "expected at least 0, got -0.1"),
+    ("inner: {learning_rate: 1e-400}", 1, "inner.learning_rate", "a number above 0, got 0.0"),
+    (
+        "inner: {momentum: 0}\nhyperparameters: {momentum: {}}",
+        1,
+        "inner.momentum",
+        "hyperparameters.momentum starts here; expected a number above 0, got 0",
+    ),
     ("inner: {learning_rate: -0.1}", 1, "inner.learning_rate", "above 0, got -0.1"),
     ("inner: {learning_rate: .inf}", 1, "inner.learning_rate", "expected a finite number"),
     ("inner: {learning_rate: .nan}", 1, "inner.learning_rate", "expected a finite number"),

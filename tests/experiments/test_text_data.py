@@ -148,7 +148,10 @@ def test_the_mean_is_taken_over_the_tokens_of_each_example():
         ({"data__inputs": "floats"}, "these are token ids; expected auto or ids"),
         ({"data__label_noise": 0.5}, "a text has no labels; expected 0, got 0.5"),
         ({"data__shape": "image"}, "of a text, expected auto or own, got 'image'"),
-        ({"data__options": {"blok": 3}}, "data.options.blok: unknown key; did you mean block?"),
+        (
+            {"data__options": {"heldot": 0.3}},
+            "data.options.heldot: unknown key; did you mean heldout?",
+        ),
         ({"data__options": {"tokens": "words"}}, "expected one of characters, bytes"),
         ({"data": {"name": "photos/", "inputs": "ids"}}, "photos/ holds images; expected auto or"),
         ({"data__center": "yes"}, "data.center: expected one of auto, true, false, got 'yes'"),

@@ -253,7 +253,7 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path, whole):
         assert result["status"] == "done"
         assert outcome(folder) == outcome(whole)
     assert set(content(folder)) == set(content(whole))
-    same = ("recipe.yaml", "hyperparameters.yaml", "sgd_parameter_groups.py")
+    same = ("recipe.yaml", "hyperparameters.yaml", "parameter_groups.py")
     assert [content(folder)[name] for name in same] == [content(whole)[name] for name in same]
 
 
