@@ -91,8 +91,8 @@ class ModelSection(Section):
     options: dict[str, Any] = Field(
         default_factory=dict,
         description="options of the network; mlp: hidden, activation; conv: channels, kernel,"
-        " activation, pooling, hidden; torchvision: normalization, and the arguments of the network"
-        " itself; code: its keyword arguments",
+        " activation, pooling, hidden; gpt: layers, heads, width, dropout; torchvision:"
+        " normalization, and the arguments of the network itself; code: its keyword arguments",
     )
     weights: str | None = Field(
         None,

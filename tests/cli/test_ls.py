@@ -18,6 +18,7 @@ def test_ls():
         "cora",
         "decay",
         "digits",
+        "gpt",
         "hopfield",
         "mnist",
         "pubmed",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from commands import assert_refused, run
 
-BUILT_IN = "cleaning, conv, cora, decay, digits, hopfield, mnist, pubmed, template"
+BUILT_IN = "cleaning, conv, cora, decay, digits, gpt, hopfield, mnist, pubmed, template"
 
 
 @pytest.mark.parametrize(
