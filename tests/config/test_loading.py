@@ -8,8 +8,6 @@ import sys
 import pytest
 from recipe_faults import faults_of
 
-from hyperrbp.config import loading
-from hyperrbp.config.key_paths import MootKey
 from hyperrbp.config.loading import parse, read
 from hyperrbp.config.recipe import Recipe
 from hyperrbp.exceptions import RecipeError
@@ -192,7 +190,6 @@ def test_a_key_whose_default_is_of_no_use_either_is_dropped_by_null(caplog):
         assert any("momentum: adamw has no" in note for note in notes), notes
         assert set(recipe.hyperparameters.tuned()) == {"learning_rate"}
         assert recipe.inner.momentum is None
-
 
 
 @pytest.mark.parametrize(
