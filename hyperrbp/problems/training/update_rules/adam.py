@@ -63,9 +63,9 @@ class Adam(UpdateRule):
         root = differentiable_sqrt(v) / (1 - beta2 ** (t + 1)).sqrt()
         return w - rates["learning_rate"] / corrected * m / (root + rates["eps"]), (m, v)
 
-    def not_differentiable(self, slots: Sequence[Tensor]) -> bool:
-        """Return whether a second moment is zero: √v has no derivative there."""
-        return not bool((slots[1] > 0).all())
+    def not_differentiable(self, slots: Sequence[Tensor]) -> Tensor | None:
+        """Return where the second moment is zero: √v has no derivative there."""
+        return slots[1] <= 0
 
 
 def differentiable_sqrt(v: Tensor) -> Tensor:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 class SGD(HeavyBall):
     """v' = β v + (1 − dampening) g, w' = w − α v'; the first velocity is g, undamped.
 
+    As in torch.optim, nothing is dampened where β = 0.
+
     With Nesterov's momentum (Sutskever et al. 2013), w' = w − α (g + β v').
     """
 
@@ -57,6 +59,6 @@ class SGD(HeavyBall):
         if self.dampening:
             import torch
 
-            v = torch.where(t == 0, g, v)
+            v = torch.where((t == 0) | (beta == 0), beta * slots[0] + g, v)
         along = g + beta * v if self.nesterov else v
         return w - rates["learning_rate"] * along, (v,)
