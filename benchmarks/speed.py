@@ -78,9 +78,9 @@ def plain_loop(experiment: Experiment) -> Callable[[], None]:
         # The update of Maclaurin et al. with α = exp(-1), β = 0.5, in the terms of torch.optim.
         sgd = torch.optim.SGD(model.parameters(), lr=0.36787944117144233 * 0.5, momentum=0.5)
         for t in range(problem.steps):
-            inputs, targets = problem.input(t)
+            x = problem.input(t)
             sgd.zero_grad()
-            nn.functional.cross_entropy(model(inputs), targets).backward()
+            nn.functional.cross_entropy(model(x.inputs), x.targets).backward()
             sgd.step()
 
     return train

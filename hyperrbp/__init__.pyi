@@ -2,7 +2,11 @@
 
 from .config.recipe import Recipe as Recipe
 from .data.batches import Batch as Batch
+from .data.batches import Batches as Batches
+from .data.batches import Examples as Examples
 from .data.batches import ShuffledBatches as ShuffledBatches
+from .data.loader_batches import LoaderBatches as LoaderBatches
+from .data.loader_batches import LoaderExamples as LoaderExamples
 from .exceptions import HyperrbpError as HyperrbpError
 from .experiments.experiment import Experiment as Experiment
 from .experiments.train import train_recipe as train_recipe
@@ -23,7 +27,11 @@ from .problems.base import Problem as Problem
 from .problems.fixed_point import FixedPoint as FixedPoint
 from .problems.graph_net import GraphNet as GraphNet
 from .problems.hopfield import Hopfield as Hopfield
+from .problems.training.hyperparameters import Grain as Grain
+from .problems.training.hyperparameters import Hyperparameters as Hyperparameters
 from .problems.training.run import TrainingRun as TrainingRun
+from .problems.training.schedules import Schedule as Schedule
+from .problems.training.update_rules.base import UpdateRule as UpdateRule
 
 __version__: str
 __all__: list[str]

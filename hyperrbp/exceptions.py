@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import sysconfig
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 
@@ -114,5 +118,44 @@ def message_of(error: BaseException) -> str:
 
 
 def type_and_message_of(error: BaseException) -> str:
-    """Return the type and the message of an error in one line: ``ValueError: no such file``."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    """Return the type, the message and the user's line: ``ValueError: no such file (net.py:7)``.
+
+    In one line; without the last where the error comes from no file of the user's.
+    """
+    said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    line = user_line_of(error)
+    return said if line is None else f"{said} ({line})"
+
+
+def user_line_of(error: BaseException) -> str | None:
+    """Return ``file:line`` of the innermost call in the user's own code on the way to an error.
+
+    A library may have raised it in there, or from another that was. None if there is no such call:
+    it was all in this package, in Python's own or in installed ones.
+    """
+    frames = [
+        (frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)
+    ]
+    for file, line in reversed(frames):
+        if _is_the_users(file):
+            return f"{_shown(file)}:{line}"
+    # Not the error that was being handled: the whole run may be called while one is.
+    return None if error.__cause__ is None else user_line_of(error.__cause__)
+
+
+def _is_the_users(file: str) -> bool:
+    if file.startswith("<"):  # code that was made, or typed
+        return file == "<stdin>" or file.startswith("<ipython-input")
+    path = Path(os.path.abspath(file))  # noqa: PTH100  # a link is left as it is
+    if {"site-packages", "dist-packages"} & set(path.parts):
+        return False
+    pythons = map(Path, (sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")))
+    return not any(path.is_relative_to(folder) for folder in (Path(__file__).parent, *pythons))
+
+
+def _shown(file: str) -> str:
+    """Return a path as it is read best: from the working folder, if it is in there."""
+    try:
+        return str(Path(file).relative_to(Path.cwd()))
+    except (OSError, ValueError):  # the working folder is gone, or it is in another
+        return file

@@ -91,7 +91,7 @@ def _text(content: dict[str, Any], changes: dict[str, Any]) -> str:
         place = content
         for section in sections:
             place = place.setdefault(section, {})
-        place[last] = value
+        place[last] = copy.deepcopy(value)  # what is inside may be changed next
     lines = [
         yaml.safe_dump({key: value}, default_flow_style=True, sort_keys=False, width=1000).strip()
         for key, value in content.items()

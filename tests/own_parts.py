@@ -11,7 +11,7 @@ from hyperrbp.config.loading import parse_any
 SHORT = """\
 threads: 1
 device: cpu
-inner: {steps: 6, batch_size: 10, update: pytorch, learning_rate: 0.1}
+inner: {steps: 6, batch_size: 10, optimizer: sgd, momentum: 0.5, learning_rate: 0.1}
 gradient: {trunc: 3, averaging: {minibatches: 2, series: 1}}
 meta: {steps: 2}
 """

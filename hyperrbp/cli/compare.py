@@ -122,6 +122,11 @@ def compare(
             names = listed(against)
             _benchmark(resolved, names, budget_seconds, seeds, out, data_root, as_json, quiet)
             return
+        if resolved.inner.epochs is not None and sweep_steps is None:
+            raise UsageError(
+                "compare plans by the number of steps, and inner.epochs is known with the data"
+                " alone; expected --train-steps"
+            )
         lengths = [resolved.inner.steps]
         if sweep_steps is not None:
             lengths = whole_numbers("--sweep-steps", sweep_steps)

@@ -21,7 +21,12 @@ def cp(
         Path | None, typer.Argument(help="A new file.", show_default="<name>.yaml")
     ] = None,
 ) -> None:
-    """Copy a recipe to a file of your own, to edit it."""
+    """Copy a recipe to a file of your own, to edit it.
+
+    The recipe template is made for this: every key, each with a comment.
+
+    hyperrbp cp template mine.yaml
+    """
     with faults_to_exit_codes():
         source = presets.find(recipe)
         target = to or Path(source.name)

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import singledispatch
-from typing import Any, ClassVar
+from typing import Any
 
+from hyperrbp.config.data_checks import data_faults
 from hyperrbp.config.equilibrium import EquilibriumRecipe, GraphNetRecipe, HopfieldRecipe
 from hyperrbp.config.hyperparameters import unsupported_kinds
 from hyperrbp.config.inner_checks import check_inner_run
 from hyperrbp.config.inner_run import STARTS
-from hyperrbp.config.key_paths import KeyFault
+from hyperrbp.config.key_paths import KeyFault, MootKey
 from hyperrbp.config.recipe import Recipe
-from hyperrbp.config.recipe_keys import ADAM, AUTO, DataSection, HypergradientSection, ModelSection
+from hyperrbp.config.recipe_keys import ADAM, AUTO, HypergradientSection, ModelSection
 from hyperrbp.config.schema import BaseRecipe
-from hyperrbp.config.validation import option_faults
+from hyperrbp.config.validation import named_option_faults, option_faults
 from hyperrbp.data import sources
 from hyperrbp.data.builtin import BUILTIN_SETS
 from hyperrbp.data.citation_networks import NETWORKS
-from hyperrbp.data.torchvision_catalog import SPLITS, TORCHVISION_SETS
 from hyperrbp.exceptions import UsageError
 from hyperrbp.hypergradients import METHODS, Averaging, method_class
 from hyperrbp.hypergradients.implicit import ImplicitMethod
@@ -44,8 +43,7 @@ def cross_check(recipe: BaseRecipe) -> Iterator[KeyFault]:
 
 @cross_check.register
 def _(recipe: Recipe) -> Iterator[KeyFault]:
-    yield from _data(recipe.data)
-    yield from _sizes(recipe)
+    yield from data_faults(recipe)
     yield from _model(recipe.model)
     yield from _shape(recipe)
     yield from check_inner_run(recipe)
@@ -73,8 +71,8 @@ def _(recipe: EquilibriumRecipe) -> Iterator[KeyFault]:
         if penalty.name not in PENALTIES:
             yield ("penalty", "name"), not_one_of(penalty.name, PENALTIES)
         else:
-            at = ("penalty", "options")
-            yield from option_faults(PENALTIES[penalty.name], penalty.options, at)
+            kind = PENALTIES[penalty.name]
+            yield from named_option_faults("penalty", penalty.name, kind, penalty.options)
 
 
 @cross_check.register
@@ -103,78 +101,13 @@ def _(recipe: GraphNetRecipe) -> Iterator[KeyFault]:
         yield ("data", "name"), not_one_of(recipe.data.name, NETWORKS)
 
 
-# Data and network
-
-
-@dataclass(frozen=True)
-class _NoOptions:
-    """The options of a built-in data set."""
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
-
-
-def _data(data: DataSection) -> Iterator[KeyFault]:
-    at = ("data", "options")
-    if data.name in BUILTIN_SETS:
-        yield from option_faults(_NoOptions, data.options, at)
-        return
-    kind = sources.kind_of(data.name)
-    if kind is None:
-        choices = f"{not_one_of(data.name, BUILTIN_SETS)}; or {', '.join(sources.SOURCE_KINDS)}"
-        yield ("data", "name"), choices
-        return
-    options = dict(data.options)
-    if kind == "torchvision:NAME":
-        yield from _torchvision(data.name.removeprefix(TORCHVISION), options)
-    if kind != "file.py:function":
-        yield from option_faults(sources.SOURCE_KINDS[kind], options, at)
-
-
-def _torchvision(name: str, options: dict[str, Any]) -> Iterator[KeyFault]:
-    """Check a data set of torchvision; a split that it does not have leaves ``options``."""
-    at = ("data", "options", "split")
-    if name not in TORCHVISION_SETS:
-        yield ("data", "name"), not_one_of(name, TORCHVISION_SETS)
-    elif name not in SPLITS and (split := options.pop("split", None)) is not None:
-        having = ", ".join(SPLITS)
-        yield at, f"only {having} has one, {name} none; got {shown(split)}"
-    elif name in SPLITS and options.get("split") is None:
-        splits = ", ".join(SPLITS[name])
-        yield at, f"{name} is several sets; expected one of {splits}"
-
-
-def _sizes(recipe: Recipe) -> Iterator[KeyFault]:
-    """Check the sizes for a data set of known size; others are measured when they are read."""
-    data = recipe.data
-    source = BUILTIN_SETS.get(data.name)
-    known = data.train_examples if source is None else source.train_examples
-    if known is None:
-        return
-    if data.train_examples is not None and data.train_examples > known:
-        yield (
-            ("data", "train_examples"),
-            f"expected at most the {known} training examples of {data.name},"
-            f" got {data.train_examples}",
-        )
-        return
-    examples = data.train_examples or known
-    left = examples - data.validation_examples
-    if left < 1:
-        yield (
-            ("data", "validation_examples"),
-            f"expected fewer than the {examples} training examples, got {data.validation_examples}",
-        )
-    elif recipe.inner.batch_size > left:
-        yield (
-            ("inner", "batch_size"),
-            f"expected at most the {left} training examples, got {recipe.inner.batch_size}",
-        )
+# Network
 
 
 def _model(model: ModelSection) -> Iterator[KeyFault]:
     at = ("model", "name")
     if model.name in MODELS:
-        yield from option_faults(MODELS[model.name], model.options, ("model", "options"))
+        yield from named_option_faults("model", model.name, MODELS[model.name], model.options)
     elif model.name.startswith(TORCHVISION):
         if not model.name.removeprefix(TORCHVISION).isidentifier():
             yield at, f"expected a name as in torchvision:resnet18, got {shown(model.name)}"
@@ -184,7 +117,7 @@ def _model(model: ModelSection) -> Iterator[KeyFault]:
 
 def _shape(recipe: Recipe) -> Iterator[KeyFault]:
     wanted, shape = wanted_inputs(recipe.model.name), recipe.data.shape
-    if wanted is not None and shape not in ("auto", wanted):
+    if wanted is not None and wanted != "ids" and shape not in ("auto", wanted):
         yield (
             ("data", "shape"),
             f"{recipe.model.name} takes inputs of shape {wanted}; expected auto or {wanted},"
@@ -221,8 +154,9 @@ def _for_adam_only(recipe: Recipe) -> Iterator[KeyFault]:
         (("meta", "decay"), recipe.meta.decay),
     ):
         if given:
-            optimizer = recipe.meta.optimizer
-            yield key, f"goes with meta.optimizer {ADAM}; {optimizer} does not use it"
+            fits, optimizer = f"meta.optimizer {ADAM}", recipe.meta.optimizer
+            message = f"goes with {fits}; {optimizer} does not use it"
+            yield MootKey(key, message, ("meta", "optimizer"), f"it goes with {fits}")
 
 
 def _start_outside_box(recipe: Recipe) -> Iterator[KeyFault]:
@@ -267,7 +201,9 @@ def _method(
 
 
 def _gradient(recipe: Recipe) -> Iterator[KeyFault]:
-    gradient, steps = recipe.gradient, recipe.inner.steps
+    # Of epochs, any length may come out: the experiment checks it again, by the data.
+    gradient = recipe.gradient
+    steps = recipe.inner.steps if recipe.inner.epochs is None else 0
     method = method_class(gradient.template)
     yield from _estimator(gradient)
     if gradient.method != AUTO and recipe.meta.optimizer != "surrogate":
@@ -280,7 +216,8 @@ def _gradient(recipe: Recipe) -> Iterator[KeyFault]:
             or recipe.inner.schedule.warmup_share > 0,
         ):
             yield ("gradient", "method"), f"{method.name} cannot see {kind}: {why}"
-    yield from _steps_needed(gradient, steps)
+    if steps:
+        yield from _steps_needed(gradient, steps)
 
 
 def _estimator(gradient: HypergradientSection) -> Iterator[KeyFault]:
@@ -288,11 +225,10 @@ def _estimator(gradient: HypergradientSection) -> Iterator[KeyFault]:
     method, estimator = method_class(gradient.template), gradient.averaging.estimator
     if issubclass(method, ImplicitMethod) and estimator not in ("auto", *method.estimators):
         why = " needs one fixed Jacobian and" if method.fixed_operator else ""
-        yield (
-            ("gradient", "averaging", "estimator"),
-            f"{gradient.template}{why} cannot take '{estimator}';"
-            f" expected auto or {' or '.join(method.estimators)}",
-        )
+        cannot = f"{gradient.template}{why} cannot take '{estimator}'"
+        expected = f"{cannot}; expected auto or {' or '.join(method.estimators)}"
+        at = ("gradient", "averaging", "estimator")
+        yield MootKey(at, expected, ("gradient", "method"), cannot)
 
 
 def _steps_needed(gradient: HypergradientSection, steps: int) -> Iterator[KeyFault]:
@@ -320,7 +256,12 @@ def _meta_loss(recipe: Recipe) -> Iterator[KeyFault]:
             "hyperparameters.example_weight needs a loss on other examples, since the training"
             f" loss falls as they vanish; expected validation, got {loss}",
         )
-    if loss == "validation" and recipe.data.validation_examples == 0:
+    # Code may return a validation part of its own.
+    if (
+        loss == "validation"
+        and recipe.data.validation_examples == 0
+        and sources.kind_of(recipe.data.name) != "file.py:function"
+    ):
         yield (
             ("data", "validation_examples"),
             "meta.loss is 'validation'; expected at least 1, got 0",

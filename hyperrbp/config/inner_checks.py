@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from hyperrbp.config.inner_run import STARTS, InnerSection
-from hyperrbp.config.key_paths import KeyFault
+from hyperrbp.config.key_paths import KeyFault, MootKey
 from hyperrbp.config.recipe import Recipe
 from hyperrbp.config.recipe_keys import AUTO
 from hyperrbp.config.validation import option_faults
@@ -60,9 +60,13 @@ def _optimizer(inner: InnerSection) -> Iterator[KeyFault]:
         for kind in STARTS:
             if getattr(inner, kind) is not None and kind not in rule.kinds:
                 having = [other for other, of in UPDATE_RULES.items() if kind in of.kinds]
-                yield (
+                plain = kind.replace("_", " ")
+                yield MootKey(
                     ("inner", kind),
-                    f"{name} has no {kind.replace('_', ' ')}; {', '.join(having)} have one",
+                    f"{name} has no {plain}; {', '.join(having)} have one",
+                    ("inner", "optimizer"),
+                    f"{name} has no {plain}",
+                    null=True,
                 )
     elif not user_code.is_code(name):
         yield ("inner", "optimizer"), f"{not_one_of(name, UPDATE_RULES)}; or file.py:function"
@@ -116,10 +120,14 @@ def _kinds(recipe: Recipe) -> Iterator[KeyFault]:
     )
     for kind in tuned:
         if kind not in known:
-            yield (
+            of_schedule = kind in ("end_share", "knots")
+            yield MootKey(
                 ("hyperparameters", kind),
                 f"neither the optimizer {name} nor the schedule {shape} has it; they have"
                 f" {', '.join(known)}",
+                ("inner", "schedule", "shape") if of_schedule else ("inner", "optimizer"),
+                f"{shape if of_schedule else name} has none",
+                null=True,
             )
 
 
@@ -133,7 +141,7 @@ def _ranges(recipe: Recipe) -> Iterator[KeyFault]:
                 ("hyperparameters", kind, "range"),
                 f"expected 0 < low < high{below}, got [{low:g}, {high:g}]",
             )
-        if segments > steps:
+        if segments > steps and recipe.inner.epochs is None:
             yield (
                 ("hyperparameters", kind, "segments"),
                 f"expected at most the {steps} steps of inner.steps, got {segments}",

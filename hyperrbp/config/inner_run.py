@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from hyperrbp.config.schema import Section
 from hyperrbp.problems.losses import AUTO as AUTO_LOSS
@@ -41,6 +41,12 @@ class InnerSection(Section):
     """The inner run: the optimizer, its schedule, and what it trains on at every step."""
 
     steps: int = Field(200, ge=1, le=10**9, description="T, training steps of one inner run")
+    epochs: int | None = Field(
+        None,
+        ge=1,
+        le=10**9,
+        description="T in passes over the training examples, in place of steps",
+    )
     batch_size: int = Field(200, ge=1, description="training examples in a minibatch")
     optimizer: str = Field(
         "maclaurin",
@@ -124,6 +130,19 @@ class InnerSection(Section):
             return given
         defaults = UPDATE_RULES[name]().defaults()
         return {kind: defaults[kind] for kind in STARTS if kind in defaults} | given
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if self.epochs is not None and "steps" in self.model_fields_set:
+            raise ValueError("expected inner.steps or inner.epochs, not both")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_unknown_steps(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = serialize(self)
+        if self.epochs is not None:  # which number of steps they are, the data will tell
+            del values["steps"]
+        return values
 
     def starts(self) -> dict[str, float]:
         """Return the values that are given for kinds of hyperparameters, fixed or at the start."""

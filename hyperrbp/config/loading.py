@@ -5,22 +5,25 @@ Reading one executes nothing, imports no numerics, and touches neither data nor 
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from pydantic import ValidationError
 
 from hyperrbp.config import strict_yaml
 from hyperrbp.config.cross_checks import cross_check
 from hyperrbp.config.equilibrium import SYSTEMS
-from hyperrbp.config.key_paths import KeyPath, dotted
+from hyperrbp.config.key_paths import KeyFault, KeyPath, MootKey, dotted
 from hyperrbp.config.recipe import Recipe
 from hyperrbp.config.schema import NAME, BaseRecipe
 from hyperrbp.config.validation import faults
 from hyperrbp.exceptions import Fault, RecipeError
 from hyperrbp.runtime.suggestions import not_one_of, shown
+
+log = logging.getLogger(__name__)
 
 Override = tuple[str, str, Any]
 """(what the user typed, dotted key, value): ``("--trunc", "gradient.trunc", 50)``."""
@@ -75,7 +78,8 @@ def parse_any(
         source: what a fault calls it.
         name: the recipe's name where the text has none.
         overrides: values that replace those of the text. Paths among them are relative to the
-            working folder.
+            working folder. A key of the text that they leave without a use is dropped; this is
+            logged.
         folder: to which paths in the text are relative; the working folder if not given.
 
     Raises:
@@ -86,13 +90,28 @@ def parse_any(
         content.override(*override)
     content.values.setdefault("name", name if re.fullmatch(NAME, name) else "recipe")
     kind = _kind(content)
+    recipe = _validated(content, kind)
+    found = list(cross_check(recipe))
+    while moot := [fault for fault in found if content.is_moot(fault)]:
+        for fault in moot:
+            content.drop(fault)
+        recipe = _validated(content, kind)
+        found = list(cross_check(recipe))
+    if found:
+        raise RecipeError([content.fault(*fault) for fault in found])
+    return recipe.located(lambda key: (folder or Path()) if content.holds(key) else Path())
+
+
+def _validated(content: _Content, kind: type[BaseRecipe]) -> BaseRecipe:
+    """Return the recipe, each of whose keys is right by itself.
+
+    Raises:
+        RecipeError: with one fault for every key that is not.
+    """
     try:
-        recipe = kind.model_validate(content.values)
+        return kind.model_validate(content.values)
     except ValidationError as error:
         raise RecipeError([content.fault(*found) for found in faults(error, kind)]) from None
-    if found := [content.fault(*fault) for fault in cross_check(recipe)]:
-        raise RecipeError(found)
-    return recipe.located(lambda key: (folder or Path()) if content.holds(key) else Path())
 
 
 def scalar(text: str, key: str = "") -> Any:
@@ -129,12 +148,21 @@ def _kind(content: _Content) -> type[BaseRecipe]:
     return SYSTEMS[system]
 
 
+_INSTEAD: dict[KeyPath, KeyPath] = {
+    ("inner", "steps"): ("inner", "epochs"),
+    ("inner", "epochs"): ("inner", "steps"),
+}
+"""A value on the command line for the one takes the place of the other in the text."""
+
+
 class _Content:
     """The values of a recipe, and for every key the line or the option that it comes from."""
 
     def __init__(self, text: str, source: str) -> None:
         self._source = source
         self._options: dict[KeyPath, str] = {}
+        self._typed: list[KeyPath] = []
+        self._dropped: list[KeyPath] = []
         values, self._lines = strict_yaml.load(text, source)
         if values is None:  # an empty recipe is one, too
             values = {}
@@ -157,7 +185,10 @@ class _Content:
         for depth in range(1, len(path)):
             section = self._section(section, path[:depth], option, key)
         section[str(path[-1])] = value
+        if value is not None and (other := _INSTEAD.get(path)):
+            section.pop(str(other[-1]), None)
         self._options[path] = option
+        self._typed.append(path)
         for replaced in [at for at in self._lines if at[: len(path)] == path]:
             del self._lines[replaced]
 
@@ -180,6 +211,39 @@ class _Content:
         path = tuple(key.split("."))
         return not any(at == path[: len(at)] for at in self._options)
 
+    def is_moot(self, fault: KeyFault) -> TypeGuard[MootKey]:
+        """Return whether an option, and not the text by itself, leaves a key without a use.
+
+        A key that an option gave, too, is not moot: two options contradict each other.
+        """
+        if not isinstance(fault, MootKey) or fault.at in self._dropped:
+            return False
+        inside = any(option[: len(fault.at)] == fault.at for option in self._typed)
+        around = any(fault.at[: len(option)] == option for option in self._typed)
+        if inside or (around and self._is_there(fault.at)):
+            return False
+        return any(_nested(fault.because, option) for option in self._typed)
+
+    def drop(self, fault: MootKey) -> None:
+        """Leave out a key that has no use, and log it."""
+        section: Any = self.values
+        for key in fault.at[:-1]:
+            section = section.setdefault(str(key), {})
+        section.pop(str(fault.at[-1]), None)
+        if fault.null:
+            section[str(fault.at[-1])] = None
+        self._dropped.append(fault.at)
+        log.warning("dropped %s: %s", dotted(fault.at), fault.note)
+
+    def _is_there(self, at: KeyPath) -> bool:
+        """Return whether a key has a value, and not only its default."""
+        section: Any = self.values
+        for key in at:
+            if not isinstance(section, dict) or key not in section:
+                return False
+            section = section[key]
+        return True
+
     def fault(self, at: KeyPath, message: str) -> Fault:
         """Return a fault that names the line or the option where the value comes from."""
         for end in range(len(at), 0, -1):
@@ -189,3 +253,9 @@ class _Content:
                 default = "" if end == len(at) else ", the default"
                 return Fault(self._source, self._lines[at[:end]], dotted(at), message + default)
         return Fault(self._source, None, dotted(at), message + ", the default")
+
+
+def _nested(one: KeyPath, other: KeyPath) -> bool:
+    """Return whether one of two keys is the other, or a section around it."""
+    shared = min(len(one), len(other))
+    return one[:shared] == other[:shared]

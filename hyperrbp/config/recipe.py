@@ -59,12 +59,21 @@ class Recipe(BaseRecipe):
             if user_code.is_code(name):
                 yield key, user_code.described(name)
 
+    def from_data(self) -> tuple[str, ...]:
+        """Return the keys of which only the data say what they come to."""
+        length = () if self.inner.epochs is None else ("inner.steps", "inner.epochs")
+        size = () if "batch_size" in self.inner.model_fields_set else ("inner.batch_size",)
+        return (*length, *size)
+
     def located(self, folder: Callable[[str], Path]) -> Self:
         """Return the same recipe with absolute paths; see ``BaseRecipe.located``."""
         data, model, inner = self.data, self.model, self.inner
         if data.name not in BUILTIN_SETS:
             name = sources.located(data.name, folder("data.name"))
             data = data.model_copy(update={"name": name})
+        if data.name == sources.TEXT and data.options.get("file") is not None:
+            file = str(user_code.absolute(data.options["file"], folder("data.options.file")))
+            data = data.model_copy(update={"options": {**data.options, "file": file}})
         if user_code.is_code(model.name):
             name = user_code.located(model.name, folder("model.name"))
             model = model.model_copy(update={"name": name})

@@ -25,13 +25,27 @@ class DataSection(Section):
         "digits",
         description="data set: "
         + ", ".join(BUILTIN_SETS)
-        + "; or your own, relative to the recipe: file.npz, folder/ of images, torchvision:NAME, or"
-        " code that returns ((x, y), (x, y)): file.py:function, package.module:function",
+        + ", text; or your own, relative to the recipe: file.npz, folder/ of images,"
+        " torchvision:NAME, or code that returns ((x, y), (x, y)), data sets or loaders:"
+        " file.py:function, package.module:function",
     )
     options: dict[str, Any] = Field(
         default_factory=dict,
         description="options of the data set; file.npz: heldout, channels; folder/: size, colors,"
-        " heldout; torchvision: size, colors, split; code: its keyword arguments",
+        " heldout; torchvision: size, colors, split; text: file, block, tokens, heldout; code: its"
+        " keyword arguments",
+    )
+    inputs: Literal["auto", "floats", "ids"] = Field(
+        "auto",
+        description="what inputs that are whole numbers stand for: floats | ids, of tokens, which"
+        " stay whole | auto: ids if the network takes them, else floats; data sets and loaders keep"
+        " what they have",
+    )
+    outputs: int | None = Field(
+        None,
+        ge=1,
+        description="how many numbers the network makes of an example, or of a token; null: as many"
+        " as there are classes or values, by the examples",
     )
     shape: Literal["auto", "flat", "image", "own"] = Field(
         "auto",
@@ -50,7 +64,17 @@ class DataSection(Section):
         lt=1,
         description="share of the remaining training examples whose class is replaced by another",
     )
-    center: bool = Field(True, description="subtract the mean training example from all inputs")
+    center: Literal["auto", True, False] = Field(
+        "auto",
+        description="subtract the mean training example from all inputs: true | false | auto, from"
+        " arrays of floats and images, and not from token ids, data sets or loaders",
+    )
+    population: int = Field(
+        2000,
+        ge=1,
+        description="examples that stand for all training examples, by a sample, where these are"
+        " more and come from a text, a data set or a loader",
+    )
     download: bool = Field(False, description="fetch the data set if its files are absent")
 
 
@@ -67,8 +91,8 @@ class ModelSection(Section):
     options: dict[str, Any] = Field(
         default_factory=dict,
         description="options of the network; mlp: hidden, activation; conv: channels, kernel,"
-        " activation, pooling, hidden; torchvision: normalization, and the arguments of the network"
-        " itself; code: its keyword arguments",
+        " activation, pooling, hidden; gpt: layers, heads, width, dropout; torchvision:"
+        " normalization, and the arguments of the network itself; code: its keyword arguments",
     )
     weights: str | None = Field(
         None,

@@ -43,6 +43,10 @@ class BaseRecipe(Section):
         """Yield every key that names Python code of the user's own, with that code in words."""
         yield from ()
 
+    def from_data(self) -> tuple[str, ...]:
+        """Return the keys of which only the data say what they come to."""
+        return ()
+
     def located(self, folder: Callable[[str], Path]) -> Self:
         """Return the same recipe with absolute paths.
 

@@ -12,7 +12,7 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from hyperrbp.config.key_paths import KeyFault, KeyPath, dotted
+from hyperrbp.config.key_paths import KeyFault, KeyPath, MootKey, dotted
 from hyperrbp.runtime.suggestions import did_you_mean, not_one_of, shown
 
 
@@ -39,6 +39,22 @@ def option_faults(target: Any, options: Mapping[str, Any], at: KeyPath) -> Itera
             yield (*at, *inside), message
 
 
+def named_option_faults(
+    section: str, name: str, target: Any, options: Mapping[str, Any]
+) -> Iterator[KeyFault]:
+    """Yield what is wrong with the options of what a section names; see ``option_faults``.
+
+    One that is unknown may be of what the section named before an override.
+    """
+    known = {field.name for field in fields(target)}
+    for at, message in option_faults(target, options, (section, "options")):
+        if at[2] in known:
+            yield at, message
+        else:
+            because, note = (section, "name"), f"{name} has no such option"
+            yield MootKey(at[:3], message, because, note)
+
+
 def _leaves(value: Any) -> Iterator[tuple[KeyPath, Any]]:
     if isinstance(value, dict | list):
         for key, item in value.items() if isinstance(value, dict) else enumerate(value):
@@ -60,8 +76,8 @@ def _explain(error: ErrorDetails, known: type[BaseModel] | list[str]) -> KeyFaul
     if kind in ("extra_forbidden", "unexpected_keyword_argument"):
         return at, f"unknown key{_hint(at, known)}"
     if kind == "literal_error":
-        choices = re.findall(r"'([^']*)'|\b(\d+)\b", context["expected"])
-        return at, not_one_of(got, [text or number for text, number in choices])
+        choices = re.findall(r"'([^']*)'|\b(\d+|True|False)\b", context["expected"])
+        return at, not_one_of(got, [text or other.lower() for text, other in choices])
     if kind == "value_error":
         return at, f"{context['error']}, got {shown(got)}"
     if kind == "model_type":
@@ -94,9 +110,15 @@ _EXPECTED = {
 }
 
 
+_RENAMED = {"inner.update": "it is inner.optimizer now, and pytorch is called sgd"}
+"""Keys of earlier versions."""
+
+
 def _hint(at: KeyPath, known: type[BaseModel] | list[str]) -> str:
     """Return what someone who wrote an unknown key may have meant, after a semicolon."""
     *section, key = map(str, at)
+    if renamed := _RENAMED.get(dotted(at)):
+        return f"; {renamed}"
     here = known if isinstance(known, list) else _keys(known, at[:-1])
     if not isinstance(known, list):
         everywhere = list(_all_keys(known))

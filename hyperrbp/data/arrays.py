@@ -26,7 +26,9 @@ _EXACT = 2**24
 """The largest whole number up to which all are float32 numbers."""
 
 
-def examples(inputs: Any, targets: Any, where: str, names: tuple[str, str]) -> Batch:
+def examples(
+    inputs: Any, targets: Any, where: str, names: tuple[str, str], ids: bool = False
+) -> Batch:
     """Return inputs in their own shape and targets as they are, as tensors.
 
     Bytes are taken as pixels, 0 … 255 → 0 … 1; floats stay as they are. Whole targets are classes,
@@ -37,11 +39,13 @@ def examples(inputs: Any, targets: Any, where: str, names: tuple[str, str]) -> B
         targets: the same, shape (B,) or (B, …).
         where: where they come from, for a message.
         names: what both are called there.
+        ids: whether the inputs are token ids: whole numbers, int64, which stay so.
 
     Raises:
         DataError: if they are no examples.
     """
-    x = _inputs(_array(inputs, where, names[0]), where, names[0])
+    array = _array(inputs, where, names[0])
+    x = _ids(array, where, names[0]) if ids else _inputs(array, where, names[0])
     y = _targets(_array(targets, where, names[1]), where, names[1])
     if len(x) != len(y):
         raise DataError(f"{where}: {len(x)} {names[0]} for {len(y)} {names[1]}; expected as many")
@@ -119,6 +123,17 @@ def _inputs(array: np.ndarray[Any, Any], where: str, name: str) -> Tensor:
     wide = array.dtype == np.float64
     tensor = torch.tensor(array if wide else array.astype(np.float32))
     return tensor / 255 if array.dtype == np.uint8 else tensor
+
+
+def _ids(array: np.ndarray[Any, Any], where: str, name: str) -> Tensor:
+    if array.dtype.kind not in "iu":
+        raise DataError(f"{where}: {name} holds {array.dtype}; token ids are whole numbers")
+    if int(array.min()) < 0 or int(array.max()) >= 2**63:
+        raise DataError(
+            f"{where}: {name} holds {int(array.min())} … {int(array.max())}; expected token ids"
+            " from 0 on"
+        )
+    return torch.tensor(array.astype(np.int64))
 
 
 def _targets(array: np.ndarray[Any, Any], where: str, name: str) -> Tensor:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from torch.utils.data import DataLoader, Dataset
+
     from hyperrbp.data.batches import Batch
 
 
@@ -20,3 +22,16 @@ class DataSet:
 
     train: Batch
     heldout: Batch
+    validation: Batch | None = field(default=None, kw_only=True)
+    """A part of its own for the meta loss, where there is one."""
+    as_it_is: bool = field(default=False, kw_only=True)
+    """Whether it is a data set of PyTorch's, whose tensors are neither scaled nor centered."""
+
+
+@dataclass(frozen=True)
+class Loaders:
+    """Data sets or loaders of ``torch.utils.data``, which are read minibatch by minibatch."""
+
+    train: Dataset[Any] | DataLoader[Any]
+    validation: Dataset[Any] | DataLoader[Any] | None
+    heldout: Dataset[Any] | DataLoader[Any]

@@ -18,27 +18,28 @@ _NAMES = {*_TRAIN, *_TEST, *_WHOLE}
 _COLORS = (1, 3, 4)
 
 
-def load_npz(file: Path, heldout: float, channels: str | None) -> DataSet:
+def load_npz(file: Path, heldout: float, channels: str | None, ids: bool = False) -> DataSet:
     """Load inputs in their own shape, images as (C, H, W) or (H, W), and targets as they are.
 
     Args:
         file: a ``.npz`` file.
         heldout: the share to hold out where it has no test arrays.
         channels: ``first`` or ``last``, for images of four axes with their examples.
+        ids: whether the inputs are token ids.
 
     Raises:
         DataError: if it cannot be read, or lacks an array.
     """
     found, known = _read(file)
     train = _TRAIN if any(name in found for name in _TRAIN) else _WHOLE
-    whole = _examples(found, known, train, file, channels)
+    whole = _examples(found, known, train, file, channels, ids)
     if not any(name in found for name in _TEST):
         for name in _TEST:
             for other in known:
                 if other.lower() == name:  # a share of the rest would be held out in its place
                     raise DataError(f"{file} has {other}; did you mean {name}?")
         return arrays.split(whole, heldout, str(file))
-    return DataSet(whole, _examples(found, known, _TEST, file, channels))
+    return DataSet(whole, _examples(found, known, _TEST, file, channels, ids))
 
 
 def _read(file: Path) -> tuple[dict[str, Any], list[str]]:
@@ -74,6 +75,7 @@ def _examples(
     names: tuple[str, str],
     file: Path,
     channels: str | None,
+    ids: bool,
 ) -> Batch:
     for name in names:
         if name not in found:
@@ -81,7 +83,7 @@ def _examples(
             hint = did_you_mean(name, others)
             raise DataError(f"{file} has {', '.join(known)}, but no {name}{hint}")
     inputs = found[names[0]]
-    if inputs.ndim == 4:
+    if inputs.ndim == 4 and not ids:
         looks_last = inputs.shape[3] in _COLORS and inputs.shape[1] not in _COLORS
         if channels is None and looks_last:
             raise DataError(
@@ -90,4 +92,4 @@ def _examples(
             )
         if channels == "last":
             inputs = np.ascontiguousarray(np.moveaxis(inputs, 3, 1))
-    return arrays.examples(inputs, found[names[1]], str(file), names)
+    return arrays.examples(inputs, found[names[1]], str(file), names, ids)

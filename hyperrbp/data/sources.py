@@ -19,7 +19,11 @@ from hyperrbp.runtime import user_code
 from hyperrbp.runtime.user_code import TORCHVISION
 
 if TYPE_CHECKING:
-    from hyperrbp.data.data_set import DataSet
+    from hyperrbp.data.data_set import DataSet, Loaders
+    from hyperrbp.data.text import Text
+
+TEXT = "text"
+"""The name of the data set that is a text."""
 
 _HeldOut = Annotated[float, Field(gt=0, lt=1)]
 _Pixels = Annotated[int, Field(ge=1, le=4096)]
@@ -28,8 +32,14 @@ _Pixels = Annotated[int, Field(ge=1, le=4096)]
 class Source(Protocol):
     """A data set of the user's own, with its options."""
 
-    def load(self, name: str, root: Path, download: bool) -> DataSet:
+    def load(self, name: str, root: Path, download: bool, ids: bool) -> DataSet | Loaders | Text:
         """Load inputs in their own shape, and targets as they are.
+
+        Args:
+            name: of the data set, as in a recipe.
+            root: the data root.
+            download: whether what is missing may be fetched.
+            ids: whether inputs that are whole numbers are token ids.
 
         Raises:
             DataError: if they are missing, damaged, or no examples.
@@ -47,11 +57,11 @@ class ArrayFile:
     channels: Literal["first", "last"] | None = None
     """Where the colours of an image stand: (C, H, W) or (H, W, C)."""
 
-    def load(self, name: str, root: Path, download: bool) -> DataSet:
+    def load(self, name: str, root: Path, download: bool, ids: bool) -> DataSet:
         """Load the data set; see ``Source``."""
         from hyperrbp.data.npz import load_npz
 
-        return load_npz(Path(name), self.heldout, self.channels)
+        return load_npz(Path(name), self.heldout, self.channels, ids)
 
 
 @dataclass(frozen=True)
@@ -66,7 +76,7 @@ class ImageFolder:
     """As the first image, if not given."""
     heldout: _HeldOut = 0.2
 
-    def load(self, name: str, root: Path, download: bool) -> DataSet:
+    def load(self, name: str, root: Path, download: bool, ids: bool) -> DataSet:
         """Load the data set; see ``Source``."""
         from hyperrbp.data.images import load_folder
 
@@ -84,7 +94,7 @@ class TorchvisionSet:
     split: EmnistSplit | None = None
     """Which of EMNIST's six sets; the others have one each."""
 
-    def load(self, name: str, root: Path, download: bool) -> DataSet:
+    def load(self, name: str, root: Path, download: bool, ids: bool) -> DataSet:
         """Load the data set; see ``Source``."""
         from hyperrbp.data.torchvision_sets import load_torchvision_set
 
@@ -93,23 +103,51 @@ class TorchvisionSet:
 
 
 @dataclass(frozen=True)
+class TextFile:
+    """``text``: windows of a text file, and the character or the byte that follows each of it."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}
+
+    file: Annotated[str, Field(min_length=1)] | None = None
+    """The names of characters of Unicode 3.2, if not given."""
+    block: Annotated[int, Field(ge=1, le=10**6)] = 64
+    """Tokens in a window."""
+    tokens: Literal["characters", "bytes"] = "characters"
+    heldout: _HeldOut = 0.1
+    """The share of the text that is held out, at its end."""
+
+    def load(self, name: str, root: Path, download: bool, ids: bool) -> Text:
+        """Load the text; see ``Source``."""
+        from hyperrbp.data.text import load_text
+
+        file = None if self.file is None else Path(self.file)
+        return load_text(file, self.block, self.tokens, self.heldout)
+
+
+@dataclass(frozen=True)
 class Code:
-    """``file.py:function``, ``package.module:function``: ((x, y) to train on, (x, y) held out)."""
+    """``file.py:function``, ``package.module:function``: arrays, data sets or loaders.
+
+    See ``hyperrbp.data.from_code.load_from_code``.
+    """
 
     arguments: Mapping[str, Any]
     modules: user_code.Modules
 
-    def load(self, name: str, root: Path, download: bool) -> DataSet:
+    def load(self, name: str, root: Path, download: bool, ids: bool) -> DataSet | Loaders:
         """Load the data set; see ``Source``."""
         from hyperrbp.data.from_code import load_from_code
 
-        return load_from_code(name, self.arguments, self.modules)
+        return load_from_code(name, self.arguments, self.modules, ids)
 
 
-SOURCE_KINDS: dict[str, type[ArrayFile] | type[ImageFolder] | type[TorchvisionSet] | type[Code]] = {
+SOURCE_KINDS: dict[
+    str, type[ArrayFile] | type[ImageFolder] | type[TorchvisionSet] | type[TextFile] | type[Code]
+] = {
     "file.npz": ArrayFile,
     "folder/": ImageFolder,
     "torchvision:NAME": TorchvisionSet,
+    TEXT: TextFile,
     "file.py:function": Code,
 }
 """The kinds of sources, by the form of their names."""
@@ -117,6 +155,8 @@ SOURCE_KINDS: dict[str, type[ArrayFile] | type[ImageFolder] | type[TorchvisionSe
 
 def kind_of(name: str) -> str | None:
     """Return the key of SOURCE_KINDS for a name, or None if it looks like none of them."""
+    if name == TEXT:
+        return TEXT
     if name.startswith(TORCHVISION):
         return "torchvision:NAME"
     if user_code.is_code(name):

@@ -76,7 +76,7 @@ def check_recipe(
             # What it would try first is refused here; it would come down to the exact one.
             settings = replace(EXACT, trunc=settings.trunc)
             found = examine(problem, theta, settings, scope, seed=recipe.seed, tracker=tracker)
-        candidates, recommendation = _recommend(found, recipe, tracker)
+        candidates, recommendation = _recommend(found, experiment.recipe, tracker)
         report = CheckReport(
             recipe=experiment.recipe,
             weights=problem.weights,
@@ -101,8 +101,8 @@ def _settings(settings: GradientSettings) -> SettingsReport:
 def _recommend(
     found: Examination, recipe: Recipe, tracker: ProgressTracker
 ) -> tuple[list[CandidateReport], Recommendation]:
-    """Try other methods, and recommend one; without the exact gradient, what the verdict says."""
-    if found.exact is None:
+    """Try other methods, and recommend one; without an exact gradient, what the verdict says."""
+    if found.exact is None or found.verdict is Verdict.NOT_THE_DERIVATIVE:
         return [], Recommendation(label=None, why=found.verdict.advice)
     tracker.begin("other methods")
     of_itself = found.verdict is Verdict.EXACT

@@ -5,17 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hyperrbp.data.batches import Batch
+from hyperrbp.data.batches import Examples
 from hyperrbp.problems.training.run import TrainingRun
 from hyperrbp.problems.training.terms import terms
 
 
-def measures(run: TrainingRun, h: Tensor, examples: Batch, loss: str) -> dict[str, float]:
+def measures(run: TrainingRun, h: Tensor, examples: Examples, loss: str) -> dict[str, float]:
     """Return the loss; and the accuracy of classes, or else rmse and r2.
 
-    ``rmse`` is the root of the mean squared error over all outputs, ``r2`` the share of the
-    targets' variance that is explained: absent where there is none. A loss of the user's own whose
-    outputs are not those of a classifier, nor shaped as the targets are, is reported alone.
+    The accuracy of sequences is that of their tokens. ``rmse`` is the root of the mean squared
+    error over all outputs, ``r2`` the share of the targets' variance that is explained: absent
+    where there is none. A loss of the user's own whose outputs are not those of a classifier, nor
+    shaped as the targets are, is reported alone.
 
     Args:
         run: the training run that the state is of.
@@ -23,21 +24,42 @@ def measures(run: TrainingRun, h: Tensor, examples: Batch, loss: str) -> dict[st
         examples: what is measured on.
         loss: the name of the loss, as in a recipe.
     """
-    total, outputs, network = 0.0, [], run.evaluated(h)
+    total, right, count, network = 0.0, 0, 0, run.evaluated(h)
+    made: list[Tensor] = []
+    wanted: list[Tensor] = []
     for share, x in examples.chunks():
-        outputs.append(network.outputs(x.inputs))
-        total += share * float(network.loss_of(outputs[-1], terms(x)))
-    made = torch.cat(outputs)
-    targets = examples.targets
+        outputs, targets = network.outputs(x.inputs), x.targets
+        total += share * float(network.loss_of(outputs, terms(x)))
+        if _are_classes(outputs, targets):
+            right += int((outputs.argmax(-1) == targets).sum())
+            count += targets.numel()
+        elif _are_values(outputs, targets):
+            made.append(outputs.reshape(targets.shape).double())
+            wanted.append(targets.double())
     found = {"loss": total}
-    if not targets.is_floating_point():
-        if targets.dim() == 1 and made.dim() == 2 and made.shape[1] > 1:
-            correct = int((made.argmax(1) == targets).sum())
-            return found | {"accuracy": correct / len(examples)}
-        return found
-    if made.numel() != targets.numel():
-        return found
-    return found | _of_values(made.reshape(targets.shape).double(), targets.double(), loss)
+    if count:
+        return found | {"accuracy": right / count}
+    return found | _of_values(torch.cat(made), torch.cat(wanted), loss) if made else found
+
+
+def _are_classes(outputs: object, targets: object) -> bool:
+    """Return whether targets are classes, of examples or tokens, and outputs one for each class."""
+    return (
+        isinstance(outputs, Tensor)
+        and isinstance(targets, Tensor)
+        and not targets.is_floating_point()
+        and outputs.shape[:-1] == targets.shape
+        and outputs.shape[-1] > 1
+    )
+
+
+def _are_values(outputs: object, targets: object) -> bool:
+    return (
+        isinstance(outputs, Tensor)
+        and isinstance(targets, Tensor)
+        and targets.is_floating_point()
+        and outputs.numel() == targets.numel()
+    )
 
 
 def _of_values(made: Tensor, targets: Tensor, loss: str) -> dict[str, float]:

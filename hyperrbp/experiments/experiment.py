@@ -10,14 +10,15 @@ from pathlib import Path
 
 import torch
 
+from hyperrbp.config.cross_checks import cross_check
+from hyperrbp.config.key_paths import dotted
 from hyperrbp.config.recipe import Recipe
 from hyperrbp.config.recipe_keys import MetaSection
-from hyperrbp.data.batches import ShuffledBatches
 from hyperrbp.data.builtin import data_root
-from hyperrbp.exceptions import UsageError
+from hyperrbp.exceptions import DataError, Fault, RecipeError, UsageError
 from hyperrbp.experiments import evaluation, initial_weights
-from hyperrbp.experiments.data_module import DataModule
 from hyperrbp.experiments.device import device_and_threads, environment
+from hyperrbp.experiments.prepared_data import prepared_data
 from hyperrbp.experiments.sanity_check import check_network_and_loss
 from hyperrbp.hypergradients import Averaging
 from hyperrbp.hypergradients.settings import GradientSettings
@@ -30,6 +31,7 @@ from hyperrbp.problems.training.schedules import Schedule
 from hyperrbp.problems.training.update_rules import UPDATE_RULES, UpdateRule
 from hyperrbp.runtime import user_code
 from hyperrbp.runtime.randomness import generator, seeded
+from hyperrbp.runtime.single_process import refuse_several_processes
 from hyperrbp.runtime.user_code import TORCHVISION
 
 
@@ -41,11 +43,13 @@ class Experiment:
         root: the data root; see ``hyperrbp.data.builtin.data_root``.
 
     Raises:
+        UsageError: in one of several processes that a launcher has started together.
         DeviceError: if the recipe asks for a device that is not there.
         DataError: if its data are missing, damaged or too few.
     """
 
     def __init__(self, recipe: Recipe, root: Path | None = None) -> None:
+        refuse_several_processes()
         self.device, filled_in = device_and_threads(recipe)
         self.recipe = recipe.model_copy(update=filled_in)
         """The recipe as it is run: the device and the number of threads are filled in."""
@@ -54,9 +58,33 @@ class Experiment:
             torch.cuda.init()  # type: ignore[no-untyped-call]  # torch's is untyped
         self._modules = user_code.Modules()
         self._code = dict(self._digests())
-        self.data = DataModule(recipe, self.device, data_root(root), self._modules)
+        self.data = prepared_data(recipe, self.device, data_root(root), self._modules)
+        self.recipe = self._with_sizes(self.recipe)
         self._models: dict[int, TrainingRun] = {}
         self._examined: TrainingRun | None = None  # the first: all others are of its network
+
+    def _with_sizes(self, recipe: Recipe) -> Recipe:
+        """Return the recipe with the steps and the minibatch that the data come to.
+
+        Raises:
+            DataError: if nobody knows how long an epoch is.
+            RecipeError: if so many steps do not go with the rest of the recipe.
+        """
+        inner = recipe.inner
+        sizes: dict[str, int | None] = {"batch_size": self.data.batch_size}
+        if inner.epochs is not None:
+            if self.data.steps_per_epoch is None:
+                raise DataError(
+                    f"data set '{recipe.data.name}' does not know its length, and inner.epochs"
+                    " needs it; expected inner.steps"
+                )
+            steps = inner.epochs * self.data.steps_per_epoch
+            sizes |= {"steps": steps, "epochs": None}
+        resolved = recipe.model_copy(update={"inner": inner.model_copy(update=sizes)})
+        if inner.epochs is not None and (found := list(cross_check(resolved))):
+            where = f"inner.epochs: {inner.epochs} are {resolved.inner.steps} steps"
+            raise RecipeError([Fault(where, None, dotted(at), text) for at, text in found])
+        return resolved
 
     def with_meta(self, meta: MetaSection) -> Experiment:
         """Return the same experiment, its data and its inner runs, under another meta section."""
@@ -87,6 +115,10 @@ class Experiment:
         """Return the inner run with initial weights and batches that no meta step has."""
         return self._sample_run(0, generator(self.recipe.seed, "test", number).initial_seed())
 
+    def draw(self, number: int) -> TrainingRun:
+        """Return one to choose the best θ on: none of a meta step, and no replicate."""
+        return self._sample_run(0, generator(self.recipe.seed, "choice", number).initial_seed())
+
     def _sample_run(self, sample: int, seed: int | None = None) -> TrainingRun:
         recipe, inner = self.recipe, self.recipe.inner
         seed = recipe.seed if seed is None else seed
@@ -100,7 +132,7 @@ class Experiment:
         batch_seed = generator(seed, "batch order", sample).initial_seed()
         run = TrainingRun(
             model,
-            ShuffledBatches(self.data.train, inner.batch_size, batch_seed),
+            self.data.batches(batch_seed),
             steps=inner.steps,
             meta_examples=self.data.validation if recipe.meta.loss == "validation" else None,
             loss=smoothed_cross_entropy(inner.label_smoothing)
@@ -117,7 +149,7 @@ class Experiment:
             if start is not None
             else self._initial_weights(model, sample, seed),
             hyperparameters=self._hyperparameters(),
-            seed=seed,
+            seed=batch_seed,
         )
         if self._examined is None:
             check_network_and_loss(run, self.data, recipe)
@@ -178,7 +210,7 @@ class Experiment:
         inner = self.recipe.inner
         return Hyperparameters(
             {
-                kind: Grain(by, segments)
+                kind: Grain(by, len(inner.schedule.knots) if kind == "knots" else segments)
                 for kind, (by, segments, _) in self.recipe.hyperparameters.tuned().items()
             },
             inner.starts(),

@@ -47,7 +47,7 @@ class MethodSpec:
                 "options": {self.method: options},
             }
         )
-        inner = recipe.inner.model_copy(update={"steps": self.train_steps})
+        inner = recipe.inner.model_copy(update={"steps": self.train_steps, "epochs": None})
         return recipe.model_copy(update={"gradient": gradient, "inner": inner})
 
 

@@ -33,7 +33,7 @@ def check_same_recipe(folder: Path, began: BaseRecipe, recipe: BaseRecipe) -> No
     changes = [
         f"{key}: {old!r} → {new!r}"
         for key, (old, new) in differences(began.model_dump(), recipe.model_dump()).items()
-        if key not in (*recipe.may_change, *_MACHINE)
+        if key not in (*recipe.may_change, *recipe.from_data(), *_MACHINE)
     ]
     if changes:
         raise CheckpointError(

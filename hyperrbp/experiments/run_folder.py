@@ -3,12 +3,13 @@
 ================================  ================================================================
 ``recipe.yaml``                   the recipe as it was run, every key spelt out
 ``records.jsonl``                 one JSON record a meta step, epoch or stretch of training steps
-``checkpoint.json``               where to go on; ``train`` has its tensors in a file beside it
+``checkpoint.json``               where to go on; tensors, of ``train`` or the earlier θ of
+                                  ``tune`` with ``inner.fresh``, are in a file beside it
 ``checkpoint.previous.json``      the one before it, in case that one is damaged
 ``.lock``                         which process uses the folder, while one does
 ``result.json``                   the answer
 ``hyperparameters.yaml``          ``tune``: the tuned hyperparameters, in summary where very many
-``sgd_parameter_groups.py``       ``tune``: the same, as parameter groups for ``torch.optim.SGD``
+``parameter_groups.py``           ``tune``: the same, as parameter groups for ``torch.optim``
 ``weight_decay.safetensors``      ``tune``: for it, where every weight has a weight decay of its own
 ``example_weights.safetensors``   ``tune``: for it, where every training example has a weight
 ``weights.safetensors``           ``train``: the trained weights, by parameter name
@@ -93,7 +94,7 @@ class RunFolder:
         self.checkpoint_file = path / "checkpoint.json"
         self.result_file = path / "result.json"
         self.yaml_file = path / "hyperparameters.yaml"
-        self.groups_file = path / "sgd_parameter_groups.py"
+        self.groups_file = path / "parameter_groups.py"
         self.weights_file = path / "weights.safetensors"
         self.events = path / "events"
         self.inexact_resumes: list[InexactResume] = []

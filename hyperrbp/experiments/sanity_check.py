@@ -1,4 +1,4 @@
-"""Tries a network and a loss on two examples before anything is trained."""
+"""Tries a network and a loss on a few examples before anything is trained."""
 
 from __future__ import annotations
 
@@ -24,14 +24,16 @@ def check_network_and_loss(run: TrainingRun, data: DataModule, recipe: Recipe) -
         UsageError: if the network or the loss fails, makes something of the wrong shape, or what
             cannot be differentiated twice.
     """
-    x = Batch(data.train.inputs[:2], data.train.targets[:2])
+    parts = run.objective.accumulate
+    count = 2 if parts == 1 else min(2 * parts, recipe.inner.batch_size)
+    x = data.shown(count)
     model = _named("model", recipe.model.name)
     loss = _named("inner.loss", data.loss_name)
     parameters = run.objective.pieces(run.objective.initial_weights())
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        with _reported(f"{model}, on inputs of shape {_shape(x.inputs)}"):
+        with _reported(f"{model}, on inputs of shape {_shape(x.tensors[0])}"):
             made = run.objective.outputs(parameters, x.inputs)
-        _check_outputs(made, len(x), model, data)
+        _check_outputs(made, x.targets, len(x), model, data)
         shapes = f"outputs of shape {_shape(made)} and targets of {_shape(x.targets)}"
         with _reported(f"{loss}, on {shapes}"):
             losses = data.loss(made, x.targets)
@@ -51,16 +53,19 @@ def _reported(what: str) -> Iterator[None]:
         raise UsageError(f"{what}: {type_and_message_of(error)}") from error
 
 
-def _check_outputs(made: Tensor, count: int, model: str, data: DataModule) -> None:
+def _check_outputs(made: Tensor, targets: Tensor, count: int, model: str, data: DataModule) -> None:
     if not isinstance(made, Tensor) or made.dim() == 0 or len(made) != count:
         shape = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
         raise UsageError(
             f"{model} made {shape} of {count} examples; expected a tensor of shape ({count}, …)"
         )
-    if data.loss_name == "cross-entropy" and made.shape != (count, data.outputs):
+    if data.loss_name != "cross-entropy":
+        return
+    wanted = (*targets.shape, data.outputs)
+    if made.shape != wanted:
         raise UsageError(
             f"{model} made outputs of shape {tuple(made.shape)} of {count} examples; expected"
-            f" ({count}, {data.outputs}), one for each class"
+            f" {wanted}, one for each class"
         )
 
 

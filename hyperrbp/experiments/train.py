@@ -68,6 +68,8 @@ def train_recipe(
         if resume:
             folder.check_same(recipe)
         trainer = _trainer(recipe, data_root, hyperparameters)
+        if resume:
+            folder.check_same(trainer.recipe)  # now with what the data decide
         restored = resume and _restore(trainer, folder, inexact_resume)
         folder.create(trainer.recipe)
         folder.forget_from(trainer.position)

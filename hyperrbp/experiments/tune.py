@@ -12,16 +12,20 @@ from typing import Any
 import torch
 
 from hyperrbp.config.recipe import Recipe
+from hyperrbp.config.recipe_keys import ADAM
 from hyperrbp.exceptions import CheckpointError, DivergedError
+from hyperrbp.experiments.cautions import cautions, setback
+from hyperrbp.experiments.common_draws import Evaluated, ThetaHistory, candidates, choose
 from hyperrbp.experiments.experiment import Experiment
-from hyperrbp.experiments.export import export_sgd
+from hyperrbp.experiments.export import export_groups
 from hyperrbp.experiments.gradient_monitor import GradientMonitor
 from hyperrbp.experiments.meta_optimizer import evaluations, meta_optimizer
 from hyperrbp.experiments.replicates import compare_on_replicates
-from hyperrbp.experiments.results.records import GradientRecord, RollbackRecord, StepRecord
+from hyperrbp.experiments.results.records import RollbackRecord, StepRecord
 from hyperrbp.experiments.results.run import DONE, spent
 from hyperrbp.experiments.results.tune import (
     BestStep,
+    CommonDraws,
     GrainRecord,
     LastStep,
     ReplicateComparison,
@@ -32,7 +36,7 @@ from hyperrbp.experiments.run_folder import RunFolder, default_folder, open_run
 from hyperrbp.experiments.step_records import to_record
 from hyperrbp.experiments.summary_statistics import summarize
 from hyperrbp.optimizers.base import Optimizer, OptimizerState
-from hyperrbp.problems.training.run import TrainingRun
+from hyperrbp.problems.base import loss_where_finite
 from hyperrbp.runtime.callbacks import Callback, Callbacks
 
 
@@ -87,26 +91,29 @@ def tune_recipe(
         if resume:
             folder.check_same(recipe)
         experiment = Experiment(recipe, data_root)
+        if resume:
+            folder.check_same(experiment.recipe)  # now with what the data decide
         callback = Callbacks(callbacks)
         optimizer = meta_optimizer(experiment, report=callback.on_progress)
         restored = _restored(folder, experiment, optimizer, inexact_resume) if resume else None
-        state = restored or optimizer.init(experiment.theta)
+        state, history = restored or (optimizer.init(experiment.theta), ThetaHistory())
         folder.create(experiment.recipe)
         folder.forget_from(state.meta_step)
         if restored is None:
-            folder.save(state.state_dict(), experiment.environment())
-        return _run(experiment, folder, optimizer, state, callback)
+            _save(experiment, folder, state, history)
+        return _run(experiment, folder, optimizer, state, history, callback)
 
 
 def _restored(
     folder: RunFolder, experiment: Experiment, optimizer: Optimizer[Any], inexact: bool
-) -> OptimizerState | None:
+) -> tuple[OptimizerState, ThetaHistory] | None:
     """Return where the run stood; None if it was killed before it had begun."""
     found = folder.load(experiment.environment(), inexact)
     if found is None:
         return None
     try:
         state: OptimizerState = optimizer.restore(found[0], experiment.theta)
+        history = ThetaHistory.restored(found[1], experiment.theta, state.meta_step)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder.checkpoint_file}: not of this version ({error})") from None
     if state.theta.shape != experiment.theta.shape:
@@ -116,7 +123,16 @@ def _restored(
             f"{folder.path} has already taken {state.updates} meta steps, more than the"
             f" {experiment.meta.steps} asked for"
         )
-    return state
+    return state, history
+
+
+def _save(
+    experiment: Experiment, folder: RunFolder, state: OptimizerState, history: ThetaHistory
+) -> None:
+    """Write a checkpoint: with earlier θ only where the best of them is chosen at the end."""
+    fresh = experiment.recipe.inner.fresh
+    tensors = history.tensors() if fresh else None
+    folder.save(state.state_dict(), experiment.environment(), tensors)
 
 
 def _run(
@@ -124,6 +140,7 @@ def _run(
     folder: RunFolder,
     optimizer: Optimizer[Any],
     state: OptimizerState,
+    history: ThetaHistory,
     callback: TuneCallback,
 ) -> TuneResult:
     earlier = folder.records(StepRecord)
@@ -135,34 +152,94 @@ def _run(
             record = to_record(step, state, monitor)
             callback.on_record(TuneStep(record, step.theta))
             folder.append(record)
-            folder.save(state.state_dict(), experiment.environment())
-        return _finish(experiment, folder, state, started, callback)
+            history.add(Evaluated(record.meta_step, record.meta_loss, step.theta))
+            _save(experiment, folder, state, history)
+        return _finish(experiment, folder, state, history, started, callback)
     except DivergedError as error:
         if math.isfinite(state.best_loss):
-            _finish(experiment, folder, state, started, callback, status=str(error))
+            _finish(experiment, folder, state, history, started, callback, status=str(error))
         raise
     finally:
         callback.on_end()
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """The best θ of a run, and how it compares with the start."""
+
+    theta: torch.Tensor
+    """Shape (p,)."""
+    best: BestStep
+    untuned_loss: float | None
+    """The meta loss of the start; None if it is not finite."""
+    draws: CommonDraws | None = None
+    """On which the best was chosen."""
+
+    @property
+    def improved(self) -> bool:
+        """Whether its meta loss is below that of the start."""
+        if self.draws is not None:
+            return self.draws.chosen != 0
+        return self.untuned_loss is None or self.best.meta_loss < self.untuned_loss
+
+
+def _answer(
+    experiment: Experiment,
+    state: OptimizerState,
+    history: ThetaHistory,
+    losses: Sequence[float],
+    callback: TuneCallback,
+) -> _Answer:
+    """Return the best θ: of the lowest meta loss, if the losses are of the same draw."""
+    recipe = experiment.recipe
+    descended = recipe.meta.optimizer == ADAM
+    if not recipe.inner.fresh:
+        best = BestStep(meta_step=state.best_step, meta_loss=state.best_loss)
+        at_start = [*losses[:1], state.best_loss][0] if descended else _untuned_loss(experiment)
+        return _Answer(state.best_theta, best, at_start)
+    several = list(candidates(experiment.theta, history, len(losses), descended=descended))
+    theta, draws = choose(experiment.draw, several, len(losses), callback.on_progress)
+    chosen = draws.candidates[draws.chosen]
+    mean = chosen.meta_loss.mean
+    best = BestStep(
+        meta_step=chosen.meta_step,
+        meta_loss=state.best_loss if mean is None else mean,
+        standard_error=chosen.standard_error,
+        averaged=chosen.averaged,
+    )
+    return _Answer(theta, best, draws.candidates[0].meta_loss.mean, draws)
+
+
+def _untuned_loss(experiment: Experiment) -> float | None:
+    """Return the meta loss of the start, which a search need not take; None if not finite."""
+    problem = experiment.problem()
+    loss = loss_where_finite(problem, problem.last_state(experiment.theta))
+    return loss if math.isfinite(loss) else None
 
 
 def _finish(
     experiment: Experiment,
     folder: RunFolder,
     state: OptimizerState,
+    history: ThetaHistory,
     started: float,
     callback: TuneCallback,
     status: str = DONE,
 ) -> TuneResult:
     """Write the result, the tuned hyperparameters, and the code that uses them."""
     wall_seconds = time.perf_counter() - started
-    test = compare_on_replicates(
-        experiment, state.best_theta, experiment.theta, callback.on_progress
-    )
-    result = _result(experiment, folder, state, status, wall_seconds, test)
+    records = folder.records(StepRecord)
+    losses = [record.meta_loss for record in records]
+    answer = _answer(experiment, state, history, losses, callback)
+    test = compare_on_replicates(experiment, answer.theta, experiment.theta, callback.on_progress)
+    result = _result(experiment, folder, state, answer, records, status, wall_seconds, test)
     folder.write_result(result)
-    layout = experiment.problem(state.best_step).layout
-    export = export_sgd(
-        layout, state.best_theta, result, experiment.recipe, rows=experiment.data.train_rows
+    export = export_groups(
+        experiment.problem(),
+        answer.theta,
+        result,
+        experiment.recipe,
+        rows=experiment.data.train_rows,
     )
     folder.write_hyperparameters(summarize(result.hyperparameters), export.code, export.tensors)
     return result
@@ -172,15 +249,19 @@ def _result(
     experiment: Experiment,
     folder: RunFolder,
     state: OptimizerState,
+    answer: _Answer,
+    records: Sequence[StepRecord],
     status: str,
     wall_seconds: float,
     test: ReplicateComparison | None,
 ) -> TuneResult:
-    recipe, problem = experiment.recipe, experiment.problem(state.best_step)
-    assert isinstance(problem, TrainingRun)
-    records = folder.records(StepRecord)
+    recipe, problem = experiment.recipe, experiment.problem()
+    losses = [record.meta_loss for record in records]
+    best, untuned_loss, improved = answer.best, answer.untuned_loss, answer.improved
     seconds, peak_bytes = spent(records)
     return TuneResult(
+        improved=improved,
+        setback=setback(recipe, losses, best, untuned_loss, improved),
         status=status,
         optimizer=recipe.meta.optimizer,
         method=recipe.gradient.method,
@@ -189,21 +270,19 @@ def _result(
         meta_steps=recipe.meta.steps,
         seed=recipe.seed,
         device=recipe.device,
-        meta_loss=[record.meta_loss for record in records],
+        meta_loss=losses,
         stopped_early=_stopped_early(records, recipe, status),
-        best=BestStep(meta_step=state.best_step, meta_loss=state.best_loss),
-        hyperparameters=problem.describe(state.best_theta),
+        best=best,
+        common_draws=answer.draws,
+        untuned_loss=untuned_loss,
+        hyperparameters=problem.describe(answer.theta),
         last=LastStep(meta_step=state.updates, hyperparameters=problem.describe(state.theta)),
         untuned=problem.describe(experiment.theta),
         grains={
             kind: GrainRecord(by=grain.by, segments=grain.segments)
             for kind, grain in problem.layout.grains.items()
         },
-        warnings=[
-            record.warning
-            for record in records
-            if isinstance(record, GradientRecord) and record.warning is not None
-        ],
+        warnings=list(cautions(recipe, records, answer.draws)),
         choices=[record.choice for record in records if record.choice is not None],
         seconds=seconds,
         peak_bytes=peak_bytes,
@@ -213,6 +292,7 @@ def _result(
         given_up=state.given_up,
         inexact_resumes=folder.inexact_resumes,
         environment=experiment.environment(),
+        population=experiment.data.population_note,
         test=test,
     )
 
@@ -220,7 +300,6 @@ def _result(
 def _stopped_early(
     records: Sequence[StepRecord], recipe: Recipe, status: str
 ) -> StoppedEarly | None:
-    last = records[-1].meta_step
-    if status != DONE or last == recipe.meta.steps:
+    if status != DONE or records[-1].meta_step == recipe.meta.steps:
         return None
-    return StoppedEarly(meta_step=last)
+    return StoppedEarly(meta_step=records[-1].meta_step)

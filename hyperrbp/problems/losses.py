@@ -23,8 +23,8 @@ AUTO = "auto"
 class Loss:
     """A built-in loss, and what its targets are.
 
-    ``classes``: whole numbers 0 … classes − 1, shape (B,). ``values``: floats, shape (B, outputs).
-    ``shares``: the same, in [0, 1].
+    ``classes``: whole numbers 0 … classes − 1, shape (B,), or (B, T) of sequences. ``values``:
+    floats, shape (B, outputs). ``shares``: the same, in [0, 1].
     """
 
     function: Callable[[Tensor, Tensor], Tensor]
@@ -32,15 +32,24 @@ class Loss:
 
 
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return −log softmax(outputs)[class]."""
+    """Return −log softmax(outputs)[class]; of sequences, its mean over the tokens of each.
+
+    Args:
+        outputs: shape (B, classes), or (B, T, classes) of sequences.
+        targets: classes, shape (B,) or (B, T).
+    """
     from torch.nn import functional
 
-    if outputs.dim() != 2:
+    if outputs.dim() != targets.dim() + 1 or targets.dim() not in (1, 2):
+        wanted = "(examples, classes)" if targets.dim() == 1 else "(examples, tokens, classes)"
         raise UsageError(
-            f"cross-entropy needs outputs of shape (examples, classes); the network makes"
+            f"cross-entropy needs outputs of shape {wanted}; the network makes"
             f" {tuple(outputs.shape)}"
         )
-    return functional.cross_entropy(outputs, targets, reduction="none")
+    if targets.dim() == 1:
+        return functional.cross_entropy(outputs, targets, reduction="none")
+    each = functional.cross_entropy(outputs.flatten(0, 1), targets.flatten(), reduction="none")
+    return each.view(targets.shape).mean(1)
 
 
 def smoothed_cross_entropy(share: float) -> Callable[[Tensor, Tensor], Tensor]:

@@ -99,10 +99,48 @@ class Conv:
         return nn.Sequential(layers)
 
 
-MODELS: dict[str, type[Mlp] | type[Conv]] = {"mlp": Mlp, "conv": Conv}
+@dataclass(frozen=True)
+class Gpt:
+    """A decoder-only transformer on token ids, with the output matrix tied to the embedding."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}
+    inputs: ClassVar[Literal["flat", "image", "ids"]] = "ids"
+
+    layers: Annotated[int, Field(ge=1, le=1000)] = 2
+    heads: Annotated[int, Field(ge=1, le=1000)] = 2
+    width: Annotated[int, Field(ge=1, le=10**5)] = 64
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+
+    def build(self, features: int | Shape, outputs: int) -> nn.Module:
+        """Return the module, from windows of T ids to logits of shape (T, outputs).
+
+        Raises:
+            UsageError: if the heads do not divide the width, or an input is no row of ids.
+        """
+        from hyperrbp.problems.transformer import Transformer
+
+        if self.width % self.heads:
+            raise UsageError(
+                f"model gpt: {self.heads} heads do not divide a width of {self.width}; expected"
+                " model.options.width to be a multiple of heads"
+            )
+        shape = (features,) if isinstance(features, int) else features
+        if len(shape) != 1:
+            raise UsageError(f"model gpt takes windows of token ids; these have shape {shape}")
+        return Transformer(
+            outputs,
+            shape[0],
+            layers=self.layers,
+            heads=self.heads,
+            width=self.width,
+            dropout=self.dropout,
+        )
 
 
-def wanted_inputs(name: str) -> Literal["flat", "image"] | None:
+MODELS: dict[str, type[Mlp] | type[Conv] | type[Gpt]] = {"mlp": Mlp, "conv": Conv, "gpt": Gpt}
+
+
+def wanted_inputs(name: str) -> Literal["flat", "image", "ids"] | None:
     """Return what inputs the network of a name takes; None for code, which can take any."""
     if name.startswith(TORCHVISION):
         return "image"

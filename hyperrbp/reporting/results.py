@@ -34,7 +34,6 @@ def result_page(result: RunResult) -> RenderableType:
 
 def tuning_page(result: TuneResult) -> RenderableType:
     """Return the hyperparameters, the loss before and after, and the cost."""
-    losses, best = result.meta_loss, result.best
     facts = Table.grid(padding=(0, 2))
     for name, text in reservations(result):
         facts.add_row(name, text)
@@ -42,13 +41,10 @@ def tuning_page(result: TuneResult) -> RenderableType:
         facts.add_row("warning", Text(warning, style="yellow"))
     for choice in result.choices[:1]:
         facts.add_row("auto", f"{choice.label}; {choice.why}")
-    facts.add_row("meta loss", sparkline(losses))
-    # Only Adam always begins with a complete run at the start.
-    start = f"{losses[0]:.6g} → " if result.optimizer == ADAM else ""
-    facts.add_row(
-        "",
-        f"{start}{best.meta_loss:.6g} (best, at meta step {best.meta_step} of {result.meta_steps})",
-    )
+    if result.meta_loss:
+        facts.add_row("meta loss", sparkline(result.meta_loss))
+    for row in _loss_rows(result):
+        facts.add_row(*row)
     if result.stopped_early is not None:
         facts.add_row("", f"stopped early, after meta step {result.stopped_early.meta_step}")
     for row in _replicate_rows(result.test):
@@ -56,7 +52,35 @@ def tuning_page(result: TuneResult) -> RenderableType:
     how = describe_tuner(result.optimizer, result.method, result.trunc)
     facts.add_row("cost", _cost(result, how))
     facts.add_row("run folder", result.run_folder)
-    return Group(*_hyperparameter_tables(result), facts)
+    first = [] if result.setback is None else [Text(result.setback, style="bold yellow")]
+    return Group(*first, *_hyperparameter_tables(result), facts)
+
+
+def _loss_rows(result: TuneResult) -> Iterator[tuple[str, str]]:
+    """Yield the meta loss of the start and of the best, and how that was chosen."""
+    best, common = result.best, result.common_draws
+    if common is None:
+        # Only Adam always begins with a complete run at the start.
+        first = result.meta_loss[:1] if result.optimizer == ADAM else []
+        start = "".join(f"{loss:.6g} → " for loss in first)
+        at = f"(best, at meta step {best.meta_step} of {result.meta_steps})"
+        yield "", f"{start}{best.meta_loss:.6g} {at}"
+        return
+    yield "", "each on its own draw of initial weights and minibatches"
+    for which, candidate in enumerate(common.candidates):
+        of = f"meta step {candidate.meta_step}" if which else "start"
+        if candidate.averaged is not None:
+            of = f"mean θ of the last {candidate.averaged}"
+        mean, error = candidate.meta_loss.mean, candidate.standard_error
+        text = f"{of}: {number(mean, 4)} ± {number(error, 2)}"
+        if which:
+            difference, error = candidate.difference, candidate.difference_error
+            text += f" ({number(difference)} ± {number(error, 2)})"
+        if candidate.diverged:
+            text += f", {candidate.diverged} not finite"
+        text += ", chosen" if which == common.chosen else ""
+        yield "" if which else f"on {common.draws} common draws", text
+    yield "", "mean ± standard error (difference to the start)"
 
 
 def _hyperparameter_tables(result: TuneResult) -> Iterator[Table]:
@@ -172,6 +196,8 @@ def reservations(result: RunResult) -> Iterator[tuple[str, Text]]:
     if isinstance(result, TuneResult) and (back := result.rollbacks):
         times = "once" if len(back) == 1 else f"{len(back)} times, the last time"
         yield "rolled back", Text(f"{times} at {back[-1].reason}", style="yellow")
+    if result.population is not None:
+        yield "examples", Text(result.population)
     for changed in result.inexact_resumes:
         listed = "; ".join(f"{key}: {old} → {new}" for key, (old, new) in changed.items())
         yield (

@@ -14,6 +14,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from hyperrbp.exceptions import LockError, StorageError
+from hyperrbp.runtime.single_process import refuse_several_processes
 
 LOCK = ".lock"
 """The file in a folder in use; it names its owner, for people. The lock itself is the kernel's."""
@@ -26,9 +27,11 @@ def held(folder: Path) -> Iterator[None]:
     What was made is removed again if nothing is written into it.
 
     Raises:
+        UsageError: in one of several processes that a launcher has started to make one run.
         LockError: at once, naming the owner, if another process holds it.
         StorageError: if it cannot be made, or its file system knows no locks.
     """
+    refuse_several_processes()
     file = folder / LOCK
     # One thread may open the folder and another close it. Where the kernel cannot lock, nothing
     # else would free itself.

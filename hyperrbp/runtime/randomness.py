@@ -35,3 +35,24 @@ def seeded(seed: int) -> Iterator[None]:
         if gpus:
             torch.cuda.manual_seed_all(seed)
         yield
+
+
+@contextmanager
+def seeded_everywhere(seed: int) -> Iterator[None]:
+    """Seed the generators of PyTorch, NumPy and Python for the code inside, and restore them.
+
+    For code of the user's own, which may draw from any of them: a data set and its transforms.
+    """
+    import random
+
+    import numpy as np
+
+    of_numpy, of_python = np.random.get_state(), random.getstate()
+    with seeded(seed):
+        np.random.seed(seed % 2**32)
+        random.seed(seed)
+        try:
+            yield
+        finally:
+            np.random.set_state(of_numpy)
+            random.setstate(of_python)

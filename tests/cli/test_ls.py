@@ -18,9 +18,11 @@ def test_ls():
         "cora",
         "decay",
         "digits",
+        "gpt",
         "hopfield",
         "mnist",
         "pubmed",
+        "template",
     ]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from commands import assert_refused, run
 
-BUILT_IN = "cleaning, conv, cora, decay, digits, hopfield, mnist, pubmed"
+BUILT_IN = "cleaning, conv, cora, decay, digits, gpt, hopfield, mnist, pubmed, template"
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_a_faulty_recipe_is_refused_before_data_or_device_are_touched(monkeypatc
     def touched(*args, **kwargs):
         raise AssertionError("touched")
 
-    monkeypatch.setattr("hyperrbp.experiments.data_module.load_builtin_set", touched)
+    monkeypatch.setattr("hyperrbp.experiments.prepared_data.load_builtin_set", touched)
     monkeypatch.setattr("hyperrbp.experiments.device.choose_device", touched)
     for words in (["--trunc", "0"], ["--set", "inner.steps=x"], ["--dry-run", "--seed", "-1"]):
         assert_refused(run("tune", "mnist", "--device", "cuda", *words), 2)

@@ -28,3 +28,10 @@ def test_validate_takes_settings():
     )
     recipe = parse(done.stdout)
     assert (recipe.inner.steps, recipe.meta.learning_rate) == (1000, 0.001)
+
+
+def test_a_key_of_the_file_that_a_setting_leaves_without_a_use_is_dropped_with_a_note():
+    done = run("validate", "mnist", "--set", "meta.optimizer=surrogate")
+    assert done.exit_code == 0
+    assert done.stderr == "hyperrbp: note: dropped meta.decay: it goes with meta.optimizer adam\n"
+    assert parse(done.stdout).meta.decay is None

@@ -14,8 +14,9 @@ from hyperrbp.hypergradients.method import Horizon
 from hyperrbp.problems.training.hyperparameters import KINDS, Grain
 
 RECIPES = {
-    "learning_rate, momentum": "{}",
-    "learning_rate, momentum in segments": "{momentum: {segments: 2}}",
+    "learning_rate, momentum, beta1, beta2, alpha, eps": "{}",
+    "the same in segments, or a learning_rate on a schedule": "{momentum: {segments: 2}}",
+    "warmup_share, end_share, knots": "{warmup_share: {}}",
     "weight_decay": "{weight_decay: {}}",
     "init_scale": "{init_scale: {by: net}}",
     "example_weight": "{example_weight: {}}",
@@ -27,10 +28,11 @@ def entry(row: str, horizon: Horizon) -> str:
 
 
 def text_of(row: str, method: str, trunc: int = 5) -> str:
+    schedule = ", schedule: {warmup_share: 0.2}" if "warmup" in row else ""
     return (
         f"hyperparameters: {RECIPES[row]}\n"
         f"gradient: {{method: {method}, trunc: {trunc}, averaging: {{minibatches: 1}}}}\n"
-        "inner: {steps: 20, batch_size: 50, weight_decay: 0.01}\n"
+        f"inner: {{steps: 20, batch_size: 50, weight_decay: 0.01{schedule}}}\n"
         "data: {validation_examples: 50}\nmeta: {loss: validation}"
     )
 

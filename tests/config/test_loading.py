@@ -106,6 +106,92 @@ def test_an_option_that_replaces_a_section_replaces_all_of_it():
     assert (recipe.inner.steps, recipe.inner.batch_size) == (90, Recipe().inner.batch_size)
 
 
+# --- keys that an option leaves without a use ----------------------------------------------------
+
+
+def notes_of(text, *overrides, caplog):
+    """The recipe under these values of --set, and what was noted."""
+    caplog.clear()
+    recipe = parse(text, overrides=[("--set", key, value) for key, value in overrides])
+    return recipe, [record.getMessage() for record in caplog.records]
+
+
+OF_ADAM = "meta: {decay: {factor: 0.5}, on_divergence: rollback}\ngradient: {check_every: 3}"
+
+
+def test_what_an_option_leaves_without_a_use_is_dropped_with_a_note(caplog):
+    recipe, notes = notes_of(OF_ADAM, ("meta.optimizer", "surrogate"), caplog=caplog)
+    assert notes == [
+        f"dropped {key}: it goes with meta.optimizer adam"
+        for key in ("gradient.check_every", "meta.on_divergence", "meta.decay")
+    ]
+    assert recipe == parse("meta: {optimizer: surrogate}")
+    # In sections that an option replaces, and after another option that changes nothing of it.
+    whole = ("meta", {"optimizer": "surrogate", "steps": 7})
+    recipe, notes = notes_of(OF_ADAM, ("seed", 3), whole, caplog=caplog)
+    assert notes == ["dropped gradient.check_every: it goes with meta.optimizer adam"]
+    assert (recipe.meta.steps, recipe.meta.decay, recipe.seed) == (7, None, 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "override", "note", "equal"),
+    [
+        (
+            "model: {name: conv, options: {kernel: 5, activation: relu}}",
+            ("model.name", "mlp"),
+            "model.options.kernel: mlp has no such option",
+            "model: {name: mlp, options: {activation: relu}}",
+        ),
+        (
+            "data: {name: a.npz, options: {heldout: 0.5}}",
+            ("data.name", "digits"),
+            "data.options.heldout: digits has no such option",
+            "",
+        ),
+        (
+            "gradient: {averaging: {estimator: resampled}}",
+            ("gradient.method", "cg"),
+            "gradient.averaging.estimator: cg needs one fixed Jacobian and cannot take 'resampled'",
+            "gradient: {method: cg}",
+        ),
+    ],
+)
+def test_options_of_another_part_are_dropped(text, override, note, equal, caplog):
+    recipe, notes = notes_of(text, override, caplog=caplog)
+    assert notes == [f"dropped {note}"]
+    assert recipe == parse(equal)
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "where"),
+    [
+        # The file contradicts itself; the option is about something else, or does not mend it.
+        (OF_ADAM.replace("{decay", "{optimizer: both, decay"), [("seed", 3)], "bad.yaml"),
+        ("model: {options: {kernel: 5}}", [("model.options.hidden", [3])], "bad.yaml"),
+        ("data: {options: {heldout: 0.5}}", [("model.name", "conv")], "bad.yaml"),
+        # Two options contradict each other.
+        ("", [("meta.optimizer", "both"), ("meta.decay", {"factor": 0.5})], "--set"),
+        ("", [("meta.decay.factor", 0.5), ("meta.optimizer", "both")], "--set"),
+        ("", [("meta", {"optimizer": "both", "decay": {"factor": 0.5}})], "--set"),
+        ("", [("model.name", "mlp"), ("model.options", {"kernel": 5})], "--set"),
+        # The option is the one without a use.
+        ("meta: {optimizer: both}", [("meta.on_divergence", "rollback")], "--set"),
+    ],
+)
+def test_what_the_file_or_the_options_contradict_is_refused(text, overrides, where, caplog):
+    faults = faults_of(text, count=None, overrides=[("--set", *pair) for pair in overrides])
+    assert {fault.source for fault in faults} == {where}
+    assert not caplog.records
+
+
+def test_a_key_whose_default_is_of_no_use_either_is_dropped_by_null(caplog):
+    for text in ("inner: {momentum: 0.5}", "hyperparameters: {momentum: {by: net}}"):
+        recipe, notes = notes_of(text, ("inner.optimizer", "adamw"), caplog=caplog)
+        assert any("momentum: adamw has no" in note for note in notes), notes
+        assert set(recipe.hyperparameters.tuned()) == {"learning_rate"}
+        assert recipe.inner.momentum is None
+
+
 @pytest.mark.parametrize(
     ("stem", "name"),
     [

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-import pytest
+import re
+from typing import get_args
 
+import pytest
+import yaml
+
+from hyperrbp import tune_recipe
 from hyperrbp.config import presets
-from hyperrbp.config.loading import parse_any, read_any
+from hyperrbp.config.loading import parse, parse_any, read_any
 from hyperrbp.config.recipe import Recipe
+from hyperrbp.config.recipe_keys import OptimizerName
+from hyperrbp.hypergradients import METHODS
+from hyperrbp.problems.losses import LOSSES
+from hyperrbp.problems.networks import MODELS
+
+PARTS = ("net", "layer", "tensor", "weight")
 
 
 @pytest.mark.parametrize("name", presets.names())
@@ -33,3 +44,61 @@ def test_a_file_or_a_run_folder_comes_before_a_built_in_name(tmp_path, monkeypat
     assert presets.find("digits") == presets.built_in("digits")
     (tmp_path / "digits" / "recipe.yaml").touch()
     assert str(presets.find("digits")) == "digits/recipe.yaml"
+
+
+# --- the template --------------------------------------------------------------------------------
+
+TEMPLATE = presets.built_in("template").read_text(encoding="utf-8")
+
+
+def leaves(content, prefix=""):
+    """The dotted keys of a recipe, but for options, whose keys depend on what they are of."""
+    for key, value in content.items():
+        if isinstance(value, dict) and not key.endswith("options"):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def alternatives():
+    """What the comments of keys that are null propose in their place, by dotted key."""
+    section = ""
+    for line in TEMPLATE.splitlines():
+        section = line.partition(":")[0] if line[:1].isalpha() else section
+        if found := re.match(r"  (\w+): null +# (\{[^}]*\})", line):
+            yield f"{section}.{found[1]}", found[2]
+
+
+def test_the_template_has_every_key_and_a_comment_for_each():
+    """Catches a key that is added, renamed or taken away without the template."""
+    content = yaml.safe_load(TEMPLATE)
+    proposed = dict(alternatives())
+    there = {*leaves(content)} - {*proposed}
+    there |= {f"{key}.{name}" for key, text in proposed.items() for name in yaml.safe_load(text)}
+    recipe = parse(
+        TEMPLATE, overrides=[("test", k, yaml.safe_load(v)) for k, v in proposed.items()]
+    )
+    assert there == {*leaves(recipe.model_dump())} - {"name"}
+    for key in {path.rpartition(".")[2] for path in leaves(content)}:
+        assert re.search(rf"^ *{key}: .*#|^ *{key}: +#", TEMPLATE, re.MULTILINE), key
+
+
+def test_each_alternative_that_the_template_names_is_one():
+    assert {key for key, _ in alternatives()} == {
+        *(f"hyperparameters.{kind}" for kind in ("weight_decay", "init_scale", "example_weight")),
+        "meta.decay",
+    }
+    for key, text in alternatives():
+        # Of the method auto too, which takes an exact one where another cannot see them.
+        assert parse(TEMPLATE, overrides=[("test", key, yaml.safe_load(text))])
+    for name in (*METHODS, *MODELS, *get_args(OptimizerName), *LOSSES, *PARTS):
+        assert re.search(rf"(?<![\w-]){name}(?![\w-])", TEMPLATE), name
+
+
+def test_the_template_finds_a_gradient_by_itself_and_improves_on_its_start(tmp_path):
+    recipe = parse(TEMPLATE)
+    assert recipe.gradient.method == "auto"
+    small = [("test", "meta.steps", 1), ("test", "inner.steps", 30), ("test", "device", "cpu"),
+             ("test", "gradient.trunc", 10), ("test", "record.test_seeds", 0)]  # fmt: skip
+    result = tune_recipe(parse(TEMPLATE, overrides=small), tmp_path / "run")
+    assert (result.improved, result.setback) == (True, None)

@@ -55,7 +55,7 @@ VARIATIONS = st.fixed_dictionaries(
                 "batch_size": st.integers(1, 800),
                 "learning_rate": POSITIVE,
                 "momentum": st.floats(0, 1, exclude_min=True, exclude_max=True),
-                "update": st.sampled_from(["maclaurin", "sgd"]),
+                "optimizer": st.sampled_from(["maclaurin", "sgd"]),
                 "fresh": st.booleans(),
             }
         ),

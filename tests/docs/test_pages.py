@@ -5,12 +5,16 @@ from __future__ import annotations
 import ast
 import pkgutil
 import re
+import shlex
 import subprocess
 
 import pytest
 import yaml
 from run_docs import ROOT, pages
 
+from hyperrbp.cli.reading import tuning_recipe
+from hyperrbp.experiments.benchmark import check_benchmark
+from hyperrbp.experiments.optimizer_runs import resolve_names
 from hyperrbp.hypergradients import METHODS
 from hyperrbp.problems.penalties import PENALTIES
 
@@ -131,3 +135,21 @@ def test_the_tests_that_hold_the_promises_exist(file):
     tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
     there = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
     assert {test for named, test in promised_tests() if named == file} <= there
+
+
+def published():
+    """The commands of the results folder that compare ways to tune."""
+    for page in sorted((ROOT / "benchmarks" / "results").glob("*.md")):
+        for line in page.read_text(encoding="utf-8").splitlines():
+            if line.startswith("    hyperrbp compare ") and "--against" in line:
+                yield line.strip()
+
+
+@pytest.mark.parametrize("command", list(published()))
+def test_a_published_comparison_is_not_refused(command):
+    words = shlex.split(command)
+    values = {flag: words[i + 1] for i, flag in enumerate(words) if flag.startswith("--")}
+    settings = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
+    recipe = tuning_recipe(words[2], settings, [], run_code=False)
+    names = resolve_names(values["--against"].split(","))
+    check_benchmark(recipe, names, float(values["--budget-seconds"]), int(values["--seeds"]))

@@ -269,11 +269,15 @@ def test_a_warning_is_given_once_also_after_a_resume(tmp_path):
     found = as_json(tune_recipe(tiny(**GROWING), tmp_path / "run"))
     statuses = [record.get("status") for record in records(tmp_path / "run")[:-1]]
     assert statuses == ["growing"] * 3
-    (warning,) = found["warnings"]
+    (warning,) = [record["warning"] for record in records(tmp_path / "run") if "warning" in record]
     assert warning.startswith("meta step 0: the gradient is growing: the terms of the series grow")
     assert "--cut-growing" in warning
+    (summary,) = found["warnings"]
+    assert "grew at 3 of 3 gradients" in summary
     more = as_json(tune_recipe(tiny(**GROWING | {"meta__steps": 5}), tmp_path / "run", resume=True))
-    assert more["warnings"] == [warning]
+    after = [record["warning"] for record in records(tmp_path / "run") if "warning" in record]
+    assert after == [warning]
+    assert more["warnings"] == [summary.replace("3 of 3", "5 of 5")]
 
 
 def test_a_growing_series_is_cut_when_asked(tmp_path):

@@ -111,4 +111,4 @@ def test_examples_are_known_by_the_numbers_that_the_user_gave_them(
             "data.py:load": "as in the data to train on that the function returns",
         }
         where = words.get(section["name"], "as in x_train or inputs")
-        assert f"Numbered from 0, {where}." in Path("run", "sgd_parameter_groups.py").read_text()
+        assert f"Numbered from 0, {where}." in Path("run", "parameter_groups.py").read_text()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import runpy
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from factories import LEARNING, documents_text, memory_text, outcome, tuning_tex
 from runs import Keeps, as_json, records_of, result_of
 from systems import small_graph
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from hyperrbp.data.citation_networks import CitationGraph
 from hyperrbp.exceptions import CheckpointError, DivergedError, UsageError
@@ -733,3 +735,72 @@ def test_headlines_say_what_is_trained():
         "\n12 training steps, learning rates 0.368 … 0.368"
         in InnerRunTrainer(recipe("inner")).headline()
     )
+
+
+# --- the weights of a network with all that a network has ----------------------------------------
+
+NETWORK = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, features, outputs):
+        super().__init__()
+        self.first = nn.Linear(features, 6)
+        self.norm = nn.BatchNorm1d(6)
+        self.fixed = nn.Linear(6, 6)
+        self.again = nn.Linear(6, 6)
+        self.again.weight = self.fixed.weight
+        self.tied = nn.Linear(6, 6)
+        self.tied_too = nn.Linear(6, 6)
+        self.tied_too.weight = self.tied.weight
+        self.unused = nn.BatchNorm1d(3)
+        self.unused.requires_grad_(False)
+        self.register_buffer("mask", torch.linspace(0.5, 1.5, 6))
+        self.register_buffer("scratch", torch.ones(2), persistent=False)
+        self.drop = nn.Dropout(0.2)
+        self.last = nn.Linear(6, outputs)
+
+    def forward(self, x):
+        x = self.drop(self.norm(self.first(x)) * self.mask).tanh()
+        return self.last(self.tied_too(self.tied(self.again(self.fixed(x)).tanh()).tanh()))
+"""
+
+
+def test_weights_and_buffers_are_those_of_the_plain_module(elsewhere):
+    """In evaluation mode it has the held-out loss that is reported."""
+    Path("net.py").write_text(NETWORK)
+    run = recipe(
+        "inner",
+        dtype="float64",
+        model={"name": "net.py:Net", "frozen": ["fixed"]},
+        inner__recalibration=5,
+    )
+    result = train_recipe(run, Path("run"))
+    kept = read_tensors(RunFolder(Path("run")).weights_file)
+    model = runpy.run_path("net.py")["Net"](64, 10).double()
+    assert not model.load_state_dict(kept, strict=True).missing_keys
+    model.eval()
+    heldout = Experiment(run).data.heldout
+    with torch.no_grad():
+        loss = float(cross_entropy(model(heldout.inputs), heldout.targets))
+    assert loss == pytest.approx(result.heldout["loss"], rel=1e-9)
+    assert torch.equal(kept["fixed.weight"], kept["again.weight"])
+    assert torch.equal(kept["tied.weight"], kept["tied_too.weight"])
+    assert int(kept["norm.num_batches_tracked"]) == 5
+    assert int(kept["unused.num_batches_tracked"]) == 0
+    assert kept["mask"].tolist() == pytest.approx([0.5, 0.7, 0.9, 1.1, 1.3, 1.5])
+
+
+def test_such_weights_are_where_another_run_can_start(elsewhere):
+    Path("net.py").write_text(NETWORK)
+    model = {"name": "net.py:Net", "frozen": ["fixed"]}
+    first = recipe("inner", dtype="float64", model=model)
+    train_recipe(first, Path("run"))
+    weights = RunFolder(Path("run")).weights_file
+    again = Experiment(recipe("inner", dtype="float64", model=model | {"weights": str(weights)}))
+    problem = again.problem()
+    start = problem.initial_state()[: problem.weights]
+    kept = read_tensors(weights)
+    named = problem.objective.named(problem.objective.pieces(start))
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in named.items())

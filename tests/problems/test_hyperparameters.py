@@ -158,30 +158,30 @@ def test_a_run_in_segments_is_torch_sgd_with_the_buffer_rescaled(optimizer):
         "weight_decay": Grain("layer"),
     }
     problem, theta = run_of(tuned, optimizer=optimizer)
-    model = problem.objective._model
+    model = problem.objective.model
     nn.utils.vector_to_parameters(
         problem.initial_state(theta)[: problem.weights].clone(), model.parameters()
     )
     of = problem.describe(theta)
     groups = [{"params": [p], "name": name} for name, p in model.named_parameters()]
-    optimizer = torch.optim.SGD(groups, lr=1.0)
+    sgd = torch.optim.SGD(groups, lr=1.0)
     before: dict[str, float] = {}
     for t in range(problem.steps):
-        for group in optimizer.param_groups:
+        for group in sgd.param_groups:
             name = group["name"]
             entry = f"{name}.s{t * 3 // problem.steps + 1}"
             alpha, beta = of["learning_rate"][entry], of["momentum"][entry]
             group["lr"] = alpha * (1 - beta) if optimizer == "maclaurin" else alpha
             group["momentum"] = beta
             group["weight_decay"] = of["weight_decay"][name.split(".")[0]]
-            buffer = optimizer.state[group["params"][0]].get("momentum_buffer")
+            buffer = sgd.state[group["params"][0]].get("momentum_buffer")
             if optimizer == "maclaurin" and buffer is not None:
                 buffer *= (1 - before[name]) / (1 - beta)
             before[name] = beta
         x = problem.input(t)
-        optimizer.zero_grad()
+        sgd.zero_grad()
         cross_entropy(model(x.inputs), x.targets).backward()
-        optimizer.step()
+        sgd.step()
     found = nn.utils.parameters_to_vector(model.parameters()).detach()
     h = problem.run(theta, 0, problem.steps, problem.initial_state(theta))
     assert torch.allclose(h[: problem.weights], found, rtol=1e-10, atol=1e-12)

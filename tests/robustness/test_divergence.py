@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import assert_refused
+from commands import assert_refused, run
 from factories import LEARNING, outcome, recipe, tuning_text
 from processes import FORKS
 from runs import StopsAt, as_json, records_of, result_of
@@ -440,6 +440,18 @@ def test_a_start_that_is_not_finite_ends_with_6_and_no_answer(tmp_path):
     folder = RunFolder(tmp_path / "run")
     assert not folder.result_file.exists()
     assert finite(checkpoint.load(folder.checkpoint_file)[0])
+
+
+def test_a_first_update_that_is_not_finite_ends_with_6_and_the_start(tmp_path):
+    """The start's loss is known, but no meta step was recorded. Catches a traceback."""
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    with poison("update", math.nan, at=0):
+        done = run("tune", tmp_path / "tiny.yaml", "--out", tmp_path / "run", "--quiet")
+    assert_refused(done, 6, "meta step 0: the hyperparameters after the update is not finite")
+    result = result_of(tmp_path / "run")
+    assert result["best"]["meta_loss"] == result["untuned_loss"]
+    assert (result["meta_loss"], result["improved"]) == ([], False)
+    assert "no improvement" in run("show", tmp_path / "run").stdout
 
 
 @pytest.mark.parametrize("site", SITES)

@@ -29,6 +29,8 @@ class RunResult(Document):
     run_folder: str
     inexact_resumes: list[InexactResume]
     environment: Environment
+    population: str | None = None
+    """Where a sample stands for all examples, in words; absent where all are taken."""
 
     @property
     def finished(self) -> bool:

@@ -11,10 +11,15 @@ from hyperrbp.experiments.results.run import RunResult
 
 
 class BestStep(Part):
-    """The meta step with the lowest loss."""
+    """The meta step with the lowest loss; with ``inner.fresh``, the candidate that was chosen."""
 
     meta_step: int
     meta_loss: float
+    """With ``inner.fresh``, its mean over the common draws."""
+    standard_error: Number = None
+    """Of that mean; absent where there is one draw for all."""
+    averaged: int | None = None
+    """θ is the mean of those of so many meta steps, of which this is the last; absent for one."""
 
 
 class StoppedEarly(Part):
@@ -73,10 +78,47 @@ class ReplicateComparison(Part):
     untuned: ReplicateMeasures
 
 
+class Candidate(Part):
+    """A θ that might be the best of a run with ``inner.fresh``, run from the common draws."""
+
+    meta_step: int
+    """Where its loss was evaluated; of an average, the last one."""
+    averaged: int | None = None
+    """See ``BestStep``."""
+    meta_loss: Spread
+    """Of each draw."""
+    standard_error: Number
+    """Of its mean."""
+    difference: Number
+    """Of the loss to that of the untuned start, the mean over the draws."""
+    difference_error: Number
+    """The standard error of that mean."""
+
+    @property
+    def diverged(self) -> int:
+        """The draws from which the run turned non-finite."""
+        return self.meta_loss.values.count(None)
+
+
+class CommonDraws(Part):
+    """How the best of a run with ``inner.fresh`` was chosen: on draws of no meta step."""
+
+    draws: int
+    """Of initial weights and minibatches, the same for all candidates."""
+    candidates: list[Candidate]
+    """The first one is the untuned start."""
+    chosen: int
+    """Which of them."""
+
+
 class TuneResult(RunResult):
     """``result.json`` of ``hyperrbp tune``."""
 
     kind: Literal["tune"] = "tune"
+    improved: bool | None = None
+    """Whether the best θ has a lower meta loss than the untuned start; absent from older runs."""
+    setback: str | None = None
+    """What is said first: that it has not, or that the run ended above its start."""
     optimizer: str
     method: str
     trunc: int
@@ -88,6 +130,10 @@ class TuneResult(RunResult):
     """Of every meta step."""
     stopped_early: StoppedEarly | None
     best: BestStep
+    common_draws: CommonDraws | None = None
+    """How the best was chosen; absent unless ``inner.fresh``."""
+    untuned_loss: Number = None
+    """The meta loss of the start: of the run, or with ``inner.fresh`` over the common draws."""
     hyperparameters: Mapping[str, Values]
     """The tuned ones: those of the best meta step."""
     last: LastStep

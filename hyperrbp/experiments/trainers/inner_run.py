@@ -121,16 +121,14 @@ class InnerRunTrainer(Trainer):
         self._h = tensors["state"].to(self._h)
 
     def weights(self) -> dict[str, Tensor]:
-        """Return the weights after the last step."""
-        w = self._h[: self._problem.weights]
-        pieces = self._problem.objective.pieces(w)
-        return dict(zip(self._problem.tensors, pieces, strict=True))
+        """Return the network after the last step, as its ``load_state_dict`` takes it."""
+        return self._problem.evaluated(self._h).state_dict()
 
     def result(self, common: TrainResult) -> InnerRunResult:
         """Return the loss on all training examples, and the measures on the held-out ones."""
         heldout = self._experiment.heldout_measures(self._problem, self._h)
         return InnerRunResult(
-            **dict(common),
+            **(dict(common) | {"population": self._experiment.data.population_note}),
             train_steps=self._problem.steps,
             meta_loss=float(self._problem.loss_and_gradient(self._h)[0]),
             heldout=heldout,

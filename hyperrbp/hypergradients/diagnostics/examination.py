@@ -17,6 +17,7 @@ from hyperrbp.hypergradients.agreement import Agreement, agreement
 from hyperrbp.hypergradients.diagnostics.finite_differences import (
     FiniteDifferences,
     finite_differences,
+    refute,
 )
 from hyperrbp.hypergradients.diagnostics.last_state import LastState
 from hyperrbp.hypergradients.diagnostics.linear_solve import LinearSolve, linear_solve
@@ -37,6 +38,7 @@ from hyperrbp.runtime.randomness import generator
 OPERATOR_MINIBATCHES = 10
 """The spectrum and the solve are those of the mean Jacobian of at most so many minibatches."""
 NOISE_SERIES = 8
+_ROUGH = "the loss is rough at that scale"
 
 
 @dataclass(frozen=True)
@@ -209,7 +211,7 @@ def examine(
     if scope.exact and exact is None:
         with part("the exact gradient"):
             exact = found.gradient if found.status is Status.EXACT else at.exact_gradient()
-    exact_double, differences = None, list[FiniteDifferences]()
+    exact_double, differences, refuted = None, list[FiniteDifferences](), False
     if exact is not None and scope.differences:
         with part("finite differences"):
             differences.append(finite_differences(problem, theta, exact, scope.differences, seed))
@@ -222,6 +224,10 @@ def examine(
                 differences.append(
                     finite_differences(double, twice.theta, exact_double, scope.differences, seed)
                 )
+                refuted = refute(double, twice.theta, differences[-1], seed)
+    elif differences:
+        with part("finite differences over other steps"):
+            refuted = refute(problem, theta, differences[-1], seed)
     longer = eigenvalues = smooth = None
     if scope.horizon:
         with part("longer truncations"):
@@ -244,6 +250,7 @@ def examine(
             agreement=held,
             horizon=longer,
             above_noise=None if spread is None else spread.above_noise,
+            refuted=refuted,
         )
     )
     return Examination(
@@ -364,7 +371,9 @@ def _findings(x: Examination) -> Iterator[str]:
     if x.precision is not None and (x.precision.cosine is None or x.precision.cosine < 0.99):
         yield "float32 is not enough for the exact gradient of this run: dtype: float64"
     if x.differences and x.differences[-1].error > 1e-2:
+        refuted = x.verdict is Verdict.NOT_THE_DERIVATIVE
         yield (
             f"finite differences in {x.differences[-1].dtype} are off the exact gradient by"
-            f" {x.differences[-1].error:.1g}: the loss is rough at that scale"
+            f" {x.differences[-1].error:.1g}:"
+            f" {'over steps of other lengths, too' if refuted else _ROUGH}"
         )

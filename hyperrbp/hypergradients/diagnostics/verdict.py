@@ -35,6 +35,7 @@ class Verdict(StrEnum):
     ZERO = "zero"
     STRUCTURALLY_ZERO = "structurally zero"
     NON_FINITE = "non-finite"
+    NOT_THE_DERIVATIVE = "not the derivative"
 
     @property
     def trusted(self) -> bool:
@@ -74,6 +75,8 @@ SENTENCES = {
     Verdict.STRUCTURALLY_ZERO: "the update does not feel the parameters at the last state: a zero"
     " that says nothing about them",
     Verdict.NON_FINITE: "a term overflowed or was not a number",
+    Verdict.NOT_THE_DERIVATIVE: "finite differences of the whole run disagree with the exact"
+    " gradient: somewhere in the model or the loss, backward is not the derivative of forward",
 }
 """The documented list."""
 
@@ -87,6 +90,9 @@ _ADVICE = {
     Verdict.ZERO: "nothing is left to descend",
     Verdict.STRUCTURALLY_ZERO: "a shorter run, or the exact gradient (bptt, keep: checkpoints)",
     Verdict.NON_FINITE: "a smaller learning rate, a smaller trunc, or float64",
+    Verdict.NOT_THE_DERIVATIVE: "look for an autograd function of your own, detach(), rounding"
+    " with a gradient passed straight through, a hook on gradients, or a step exactly on a kink; no"
+    " gradient method is right before that is gone",
 }
 
 
@@ -104,16 +110,20 @@ class Evidence:
     horizon: ShortHorizon | None = None
     above_noise: float | None = None
     """The share of components that stand out of the minibatch noise."""
+    refuted: bool = False
+    """Whether finite differences of the whole run contradict the exact gradient."""
 
 
 def judge(known: Evidence) -> Verdict:
     """Judge a gradient; where the exact one is known, it alone decides, unless it is zero.
 
-    In order: what is no gradient, what agrees or disagrees with the exact one, and without that
-    what the solve itself, the noise and longer truncations tell.
+    In order: what is no gradient, of anything or of this loss, what agrees or disagrees with the
+    exact one, and without that what the solve itself, the noise and longer truncations tell.
     """
     if known.status is Status.NON_FINITE or not all(map(math.isfinite, known.gradient)):
         return Verdict.NON_FINITE
+    if known.refuted:
+        return Verdict.NOT_THE_DERIVATIVE
     exact = known.status is Status.EXACT and any(known.gradient)
     if all(known.structurally_zero) and not exact:
         return Verdict.STRUCTURALLY_ZERO

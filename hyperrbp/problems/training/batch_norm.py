@@ -91,12 +91,13 @@ def mean_of(recorded: Mapping[str, list[tuple[Tensor, Tensor]]]) -> Statistics:
     }
 
 
-def buffers_of(statistics: Statistics) -> dict[str, Tensor]:
-    """Return statistics as the buffers of a module, by their names there."""
+def buffers_of(statistics: Statistics, minibatches: int) -> dict[str, Tensor]:
+    """Return statistics of so many minibatches as the buffers of a module, by their names there."""
     buffers: dict[str, Tensor] = {}
     for name, (mean, variance) in statistics.items():
         prefix = f"{name}." if name else ""
         buffers[f"{prefix}running_mean"], buffers[f"{prefix}running_var"] = mean, variance
+        buffers[f"{prefix}num_batches_tracked"] = torch.tensor(minibatches)
     return buffers
 
 

@@ -99,7 +99,8 @@ class Hyperparameters:
         for kind, value in self.fixed.items():
             low, high = KINDS[kind].limits
             # A limit itself is no place to start from, but a value to keep: no momentum, no decay.
-            if not low <= value <= high or math.isinf(value):
+            closed = kind.endswith("_share") and value == high
+            if not (low <= value < high or closed):
                 raise UsageError(_expected(kind, closed=True))
 
 

@@ -128,7 +128,12 @@ class NetworkLoss:
             return self._mean(
                 partial(functional_call, whole, within, (batch,)), len_of(x), x.weights
             )
-        outputs = functional_call(self.model, dict(named), (inputs,))
+        try:
+            outputs = functional_call(self.model, dict(named), (inputs,))
+        except Exception as error:
+            if is_foreseen(error):
+                raise
+            raise UsageError(f"the model failed: {type_and_message_of(error)}") from error
         return self.loss_of(outputs, x)
 
     def forward_only(self, named: Mapping[str, Tensor], x: Terms) -> None:

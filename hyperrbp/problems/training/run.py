@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from hyperrbp.data.batches import CHUNK, Batch, Batches, ConvertedBatches, ListedBatches
+from hyperrbp.data.batches import CHUNK, Batch, Batches, ConvertedBatches, Examples, ListedBatches
 from hyperrbp.exceptions import UsageError
 from hyperrbp.problems.base import Input, Problem, Pushforward
 from hyperrbp.problems.training.blind_gradients import (
@@ -98,7 +98,7 @@ class TrainingRun(Problem):
         batches: Batches | Sequence[tuple[Any, Any]],
         *,
         steps: int,
-        meta_examples: Batch | None = None,
+        meta_examples: Examples | None = None,
         loss: LossFunction = cross_entropy,
         meta_loss: LossFunction | None = None,
         optimizer: str | UpdateRule = "maclaurin",
@@ -443,7 +443,7 @@ class TrainingRun(Problem):
             self._evaluated, h[: self.weights], [terms(self._batches(t)) for t in first]
         )
 
-    def _chunks(self, examples: Batch | None) -> Iterable[tuple[float, Terms]]:
+    def _chunks(self, examples: Examples | None) -> Iterable[tuple[float, Terms]]:
         """Yield examples as an evaluation takes them; None: all training examples."""
         chunks = self.population() if examples is None else examples.chunks()
         if self.weights > _LARGE:

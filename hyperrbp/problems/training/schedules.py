@@ -63,6 +63,13 @@ SHAPES: dict[str, Shape] = {
 }
 """The shapes by the name that a recipe gives them."""
 
+IN_PYTHON: dict[str, str] = {
+    "linear": "1 - (1 - END_SHARE) * p",
+    "cosine": "END_SHARE + (1 - END_SHARE) * (1 + math.cos(math.pi * p)) / 2",
+    "knots": "sum(max(0, 1 - abs(p * (len(KNOTS) - 1) - k)) * of for k, of in enumerate(KNOTS))",
+}
+"""The shapes as expressions of p and the hyperparameters, for code that is exported."""
+
 
 KINDS_OF: dict[str, tuple[str, ...]] = {
     "linear": ("end_share",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -44,7 +45,21 @@ class TrainedNetwork:
     @property
     def buffers(self) -> dict[str, Tensor]:
         """The recalibrated running statistics by the names that they have in the module."""
-        return buffers_of(self._statistics)
+        return buffers_of(self._statistics, len(self._recalibration))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return what ``load_state_dict`` of the module takes, as new tensors.
+
+        Beside the weights these are the recalibrated statistics, and, as they are, the parameters
+        that are held fixed and the buffers that a forward pass only reads.
+        """
+        module = copy.deepcopy(self._network.model)
+        named = self._network.named(self._network.pieces(self._w)) | self.buffers
+        own = dict(module.named_parameters()) | dict(module.named_buffers())
+        with torch.no_grad():
+            for name, tensor in named.items():
+                own[name].copy_(tensor)
+        return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
 
     def outputs(self, inputs: Any) -> Any:
         """Return the outputs of the module, without a graph."""

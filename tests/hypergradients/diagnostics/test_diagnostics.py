@@ -484,6 +484,9 @@ CLEAR, LOST, ALONE = ABOVE_NOISE, ABOVE_NOISE - 0.01, ShortHorizon([3], [1.0], [
         ("non-finite", [1.0, math.nan], 2, "exact", {"agreement": GOOD}),
         ("non-finite", [1.0, -math.inf], 1, "converged", {"agreement": GOOD}),
         ("non-finite", [1.0, 1.0], 2, "non-finite", {"agreement": GOOD}),
+        ("non-finite", [1.0, math.nan], 1, "exact", {"refuted": True}),
+        ("not the derivative", [1.0, 1.0], 1, "exact", {"refuted": True, "agreement": GOOD}),
+        ("not the derivative", [0.0, 0.0], 2, "converged", {"refuted": True}),
         ("structurally zero", [0.0, 0.0], 2, "exact", {"agreement": GOOD}),
         ("structurally zero", [0.0, 0.0], 2, "growing", {"agreement": BAD}),
         ("exact", [1.0, 1.0], 1, "exact", {"agreement": BAD, "above_noise": 0.0}),
@@ -514,7 +517,7 @@ def test_every_verdict_has_words_and_says_whether_to_follow():
     trusted = {Verdict.EXACT, Verdict.AGREES, Verdict.CONVERGED, Verdict.SETTLED}
     assert {v for v in Verdict if v.trusted} == trusted
     assert {v for v in Verdict if v.usable} == trusted | {Verdict.UNDECIDED}
-    assert len({v.sentence for v in Verdict}) == len(Verdict) == 12
+    assert len({v.sentence for v in Verdict}) == len(Verdict) == 13
     assert all(bool(v.advice) != v.trusted for v in Verdict)
 
 

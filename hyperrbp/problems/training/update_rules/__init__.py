@@ -5,7 +5,7 @@ from __future__ import annotations
 from hyperrbp.exceptions import UsageError
 from hyperrbp.problems.training.update_rules.adam import Adam
 from hyperrbp.problems.training.update_rules.adamw import AdamW
-from hyperrbp.problems.training.update_rules.base import Rates, UpdateRule
+from hyperrbp.problems.training.update_rules.base import Rates, TorchForm, UpdateRule
 from hyperrbp.problems.training.update_rules.lion import Lion
 from hyperrbp.problems.training.update_rules.maclaurin import Maclaurin
 from hyperrbp.problems.training.update_rules.rmsprop import RMSprop
@@ -37,4 +37,4 @@ def update_rule(rule: str | UpdateRule) -> UpdateRule:
     return UPDATE_RULES[rule]()
 
 
-__all__ = ["UPDATE_RULES", "Rates", "UpdateRule", "update_rule"]
+__all__ = ["UPDATE_RULES", "Rates", "TorchForm", "UpdateRule", "update_rule"]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from hyperrbp.problems.training.update_rules.base import Rates, UpdateRule
+from hyperrbp.problems.training.update_rules.base import Rates, TorchForm, UpdateRule
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,6 +28,7 @@ class Adam(UpdateRule):
     name = "adam"
     slots = ("exp_avg", "exp_avg_sq")
     kinds = ("learning_rate", "beta1", "beta2", "eps", "weight_decay")
+    in_torch = TorchForm("torch.optim.Adam")
 
     betas: Betas = (0.9, 0.999)
     """β₁ and β₂, fixed or at the start."""
@@ -63,9 +64,19 @@ class Adam(UpdateRule):
         root = differentiable_sqrt(v) / (1 - beta2 ** (t + 1)).sqrt()
         return w - rates["learning_rate"] / corrected * m / (root + rates["eps"]), (m, v)
 
+    def torch_settings(self, rates: Mapping[str, float]) -> dict[str, Any]:
+        """Return what the class of ``in_torch`` is given for one parameter tensor."""
+        return with_betas(super().torch_settings(rates))
+
     def not_differentiable(self, slots: Sequence[Tensor]) -> Tensor | None:
         """Return where the second moment is zero: √v has no derivative there."""
         return slots[1] <= 0
+
+
+def with_betas(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with β₁ and β₂ in a pair, as torch.optim takes them."""
+    found = {"lr": settings["lr"], "betas": (settings["beta1"], settings["beta2"])}
+    return found | {key: of for key, of in settings.items() if key not in ("beta1", "beta2")}
 
 
 def differentiable_sqrt(v: Tensor) -> Tensor:

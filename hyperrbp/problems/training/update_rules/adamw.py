@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hyperrbp.problems.training.update_rules.adam import Adam
-from hyperrbp.problems.training.update_rules.base import Rates
+from hyperrbp.problems.training.update_rules.base import Rates, TorchForm
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,6 +18,7 @@ class AdamW(Adam):
     """Adam with the weights shrunk by 1 − α λ before each update, apart from the gradient."""
 
     name = "adamw"
+    in_torch = TorchForm("torch.optim.AdamW", decoupled_decay=True)
 
     def defaults(self) -> dict[str, float]:
         """Return its options, and those of torch.optim."""

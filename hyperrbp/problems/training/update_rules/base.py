@@ -14,7 +14,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from hyperrbp.runtime.options import CheckedOptions
 
@@ -23,6 +23,23 @@ if TYPE_CHECKING:
 
 Rates = Mapping[str, "Tensor"]
 """The hyperparameters of an update of one tensor by kind, of shape () or that of the tensor."""
+
+
+@dataclass(frozen=True)
+class TorchForm:
+    """The class of PyTorch that makes the updates of a rule, for code that is exported."""
+
+    optimizer: str
+    """The class, as code has it: ``torch.optim.Adam``."""
+    note: str = "The run used this very update."
+    """How the two correspond, for a comment."""
+    source: str = ""
+    """Source of the class, where torch.optim has none."""
+    decoupled_decay: bool = False
+    """Whether weights are shrunk by 1 − α λ before the update, and λ w is not in the gradient."""
+    before_change: str = ""
+    """Source that runs before a ``group`` of an ``optimizer`` is updated by ``now``, where what is
+    kept for the weights goes with the settings."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +59,15 @@ class UpdateRule(CheckedOptions, ABC):
 
     learning_rate_range: ClassVar[tuple[float, float]] = (1e-5, 0.1)
     """Where a search for a learning rate looks, unless it is told otherwise."""
+    in_torch: ClassVar[TorchForm | None] = None
+    """The class of PyTorch that makes the same updates, if there is one. It is not inherited: a
+    rule that is derived from another makes updates of its own."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Take the class of PyTorch from the rule that is derived from."""
+        super().__init_subclass__(**kwargs)
+        if "in_torch" not in vars(cls):
+            cls.in_torch = None
 
     def defaults(self) -> dict[str, float]:
         """Return the values of its kinds where none are given."""
@@ -60,6 +86,14 @@ class UpdateRule(CheckedOptions, ABC):
             rates: its hyperparameters.
             t: how many steps were taken before, shape ().
         """
+
+    def torch_settings(self, rates: Mapping[str, float]) -> dict[str, Any]:
+        """Return what the class of ``in_torch`` is given for one parameter tensor.
+
+        Args:
+            rates: the hyperparameters of the tensor by kind, in natural units.
+        """
+        return {"lr" if kind == "learning_rate" else kind: rates[kind] for kind in self.kinds}
 
     def not_differentiable(self, slots: Sequence[Tensor]) -> Tensor | None:
         """Return where the update has no derivative at these slots after the first step.

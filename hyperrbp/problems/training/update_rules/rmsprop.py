@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
 from hyperrbp.problems.training.update_rules.adam import Share, differentiable_sqrt
-from hyperrbp.problems.training.update_rules.base import Rates, UpdateRule
+from hyperrbp.problems.training.update_rules.base import Rates, TorchForm, UpdateRule
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,6 +25,7 @@ class RMSprop(UpdateRule):
     name = "rmsprop"
     slots = ("square_avg", "momentum_buffer", "grad_avg")
     kinds = ("learning_rate", "momentum", "alpha", "eps", "weight_decay")
+    in_torch = TorchForm("torch.optim.RMSprop")
 
     alpha: Share = 0.99
     """The smoothing constant a, fixed or at the start."""
@@ -59,6 +60,10 @@ class RMSprop(UpdateRule):
             mean = 0.0 * mean
         buffer = rates["momentum"] * buffer + g / (differentiable_sqrt(under) + rates["eps"])
         return w - rates["learning_rate"] * buffer, (square, buffer, mean)
+
+    def torch_settings(self, rates: Mapping[str, float]) -> dict[str, Any]:
+        """Return what the class of ``in_torch`` is given for one parameter tensor."""
+        return super().torch_settings(rates) | {"centered": self.centered}
 
     def not_differentiable(self, slots: Sequence[Tensor]) -> Tensor | None:
         """Return where what is under the root is zero: it has no derivative there."""

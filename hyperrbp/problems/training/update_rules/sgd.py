@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from hyperrbp.problems.training.update_rules.base import Rates
+from hyperrbp.problems.training.update_rules.base import Rates, TorchForm
 from hyperrbp.problems.training.update_rules.heavy_ball import HeavyBall
 
 if TYPE_CHECKING:
@@ -25,11 +25,12 @@ class SGD(HeavyBall):
     """
 
     name = "sgd"
+    in_torch = TorchForm("torch.optim.SGD")
     gain_derivative = 0.0
     sign = -1.0
 
     dampening: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """How much of the gradient is left out of the velocity."""
+    """How much of the gradient is left out of the velocity, where there is any momentum."""
     nesterov: bool = False
     """Whether the weights move along g + β v'; as in torch.optim, not with any dampening."""
 
@@ -59,6 +60,11 @@ class SGD(HeavyBall):
         if self.dampening:
             import torch
 
-            v = torch.where((t == 0) | (beta == 0), beta * slots[0] + g, v)
+            v = torch.where((t == 0) | (beta == 0), g, v)
         along = g + beta * v if self.nesterov else v
         return w - rates["learning_rate"] * along, (v,)
+
+    def torch_settings(self, rates: Mapping[str, float]) -> dict[str, Any]:
+        """Return what the class of ``in_torch`` is given for one parameter tensor."""
+        options = {"dampening": self.dampening, "nesterov": self.nesterov}
+        return super().torch_settings(rates) | options
