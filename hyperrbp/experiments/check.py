@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from hyperrbp.config.recipe import Recipe
+from hyperrbp.config.recipe_keys import AUTO
+from hyperrbp.exceptions import UsageError
 from hyperrbp.experiments.experiment import Experiment
 from hyperrbp.experiments.results.check import (
     CandidateReport,
@@ -15,6 +18,7 @@ from hyperrbp.experiments.results.check import (
     SettingsReport,
 )
 from hyperrbp.hypergradients.diagnostics.examination import Examination, Scope, examine
+from hyperrbp.hypergradients.diagnostics.last_state import EXACT
 from hyperrbp.hypergradients.diagnostics.verdict import Verdict
 from hyperrbp.hypergradients.method_selection import (
     Candidate,
@@ -64,7 +68,14 @@ def check_recipe(
         problem.prepare(theta)
         settings = experiment.gradient
         scope = Scope(exact=exact, meta_learning_rate=recipe.meta.learning_rate)
-        found = examine(problem, theta, settings, scope, seed=recipe.seed, tracker=tracker)
+        try:
+            found = examine(problem, theta, settings, scope, seed=recipe.seed, tracker=tracker)
+        except UsageError:
+            if recipe.gradient.method != AUTO:
+                raise
+            # What it would try first is refused here; it would come down to the exact one.
+            settings = replace(EXACT, trunc=settings.trunc)
+            found = examine(problem, theta, settings, scope, seed=recipe.seed, tracker=tracker)
         candidates, recommendation = _recommend(found, experiment.recipe, tracker)
         report = CheckReport(
             recipe=experiment.recipe,

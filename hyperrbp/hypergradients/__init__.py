@@ -6,7 +6,7 @@ It may import problems, data and runtime; diagnostics/, below it, says what a gr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, cast
 
@@ -80,27 +80,58 @@ def hypergradient(
         phase: opened around ``inner run`` and ``meta-gradient``, for a meter.
 
     Raises:
-        UsageError: for an unknown method or option, or a run too short for what is asked.
+        UsageError: for an unknown method or option, a run too short for what is asked, or a method
+            that would not see what θ does in it.
+    """
+    chosen = chosen_method(method, options)
+    task = make_task(problem, theta, chosen, trunc, averaging, seed, step)
+    refuse_blind(chosen, task)
+    return run_and_differentiate(chosen, task, phase, refuse_blind)
+
+
+def refuse_blind(method: Method, task: Task, last_state: Tensor | None = None) -> None:
+    """Ask a problem whether a method can differentiate its run; and at its last state, if given.
+
+    Raises:
+        UsageError: if it cannot, with the reason.
+    """
+    updates = method.updates_seen(task.problem.steps, task.trunc)
+    if last_state is None:
+        task.problem.refuse_gradient(method.name, updates)
+    elif not updates:
+        task.problem.refuse_last_state(method.name, last_state)
+
+
+def run_and_differentiate(
+    method: Method,
+    task: Task,
+    phase: Phase = unmetered,
+    examine: Callable[[Method, Task, Tensor], None] | None = None,
+) -> Hypergradient:
+    """Run a task and differentiate it, whatever the gradient is worth.
+
+    ``examine`` is given the last state in between.
     """
     from hyperrbp.problems.base import Sensitivity
 
-    chosen = chosen_method(method, options)
-    task = make_task(problem, theta, chosen, trunc, averaging, seed, step)
+    problem, theta = task.problem, task.theta
     with phase("inner run"):
-        run = chosen.run(task)
+        run = method.run(task)
+    if examine is not None:
+        examine(method, task, run.state)
     with phase("meta-gradient"):
         loss, g = problem.loss_and_gradient(run.state)
         # But for implicit methods, ∂F/∂θ at the last state is there for its diagnosis alone.
-        chunks = None if chosen.horizon is Horizon.STATE else problem.sample()
+        chunks = None if method.horizon is Horizon.STATE else problem.sample()
         sensitivity = Sensitivity(problem, run.state, theta, chunks)
-        found = chosen.differentiate(task, run, g, sensitivity)
+        found = method.differentiate(task, run, g, sensitivity)
         return Hypergradient(
             **vars(found),
             loss=loss,
             state=run.state,
             structurally_zero=sensitivity.structurally_zero(task.generator),
             steady_state_residual=sensitivity.steady_state_residual(),
-            trajectory_bytes=chosen.states_kept(problem.steps, len(theta)) * run.state.nbytes,
+            trajectory_bytes=method.states_kept(problem.steps, len(theta)) * run.state.nbytes,
         )
 
 
@@ -155,4 +186,6 @@ __all__ = [
     "hypergradient",
     "make_task",
     "method_class",
+    "refuse_blind",
+    "run_and_differentiate",
 ]

@@ -206,6 +206,12 @@ class Method(CheckedOptions, ABC):
         """Return the length of the shortest run that it can differentiate."""
         return averaging.minibatches if self.estimators else 1
 
+    def updates_seen(self, steps: int, trunc: int) -> int:
+        """Return how many of the last updates it differentiates; 0: it knows the last state."""
+        if self.horizon is Horizon.STATE:
+            return 0
+        return min(trunc, steps) if self.horizon is Horizon.WINDOW else steps
+
     def states_kept(self, steps: int, parameters: int) -> int:
         """Return the most states, or their tangents, that it keeps at once, graphs aside."""
         return 0

@@ -136,6 +136,25 @@ class Problem(ABC):
 
         return pushforward
 
+    def refuse_gradient(self, method: str, updates: int) -> None:  # noqa: B027  # mostly none
+        """Refuse a gradient method that would not see what θ does.
+
+        Args:
+            method: its name.
+            updates: how many of the last updates it differentiates: T, K, or 0 where it knows of
+                no update but the one at the last state.
+
+        Raises:
+            UsageError: if it would not, with the reason.
+        """
+
+    def refuse_last_state(self, method: str, h: Tensor) -> None:  # noqa: B027  # mostly none
+        """Refuse a gradient method that linearizes F at a last state h where F has no derivative.
+
+        Raises:
+            UsageError: if it has none, with the place.
+        """
+
     def prepare(self, theta: Tensor) -> None:  # noqa: B027  # there may be nothing to do
         """Do now what is done only once, such as tracing, so that what follows can be timed."""
 

@@ -129,6 +129,20 @@ def test_an_exact_method_is_trusted(method):
     assert document["agreement"]["cosine"] == pytest.approx(1, abs=1e-6)
 
 
+def test_where_auto_has_no_choice_the_exact_gradient_is_in_question():
+    """No implicit method sees a schedule: those are no candidates either."""
+    words = ["--set", "gradient.method=auto", "--set", "inner.schedule.shape=cosine"]
+    done = run("check", "tiny.yaml", *words, "--json", "-q")
+    assert done.exit_code == 0, done.output
+    document = json.loads(done.stdout)
+    assert document["verdict"] == "exact"
+    assert document["recommendation"]["method"] == "bptt"
+    assert {candidate["method"] for candidate in document["candidates"]} == {"bptt"}
+    # One that is asked for by name is refused, as in any recipe.
+    done = run("check", "tiny.yaml", *words[2:], "--method", "neumann", "-q")
+    assert "neumann cannot see learning_rate" in done.stderr
+
+
 @pytest.mark.parametrize("method", ["tbptt", "rbp", "cg", "neumann", "lsqr", "gmres", "anderson"])
 def test_every_method_has_its_page(method):
     done = run("check", "tiny.yaml", "--method", method, "-q", "--out", "found")

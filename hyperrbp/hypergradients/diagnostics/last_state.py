@@ -7,7 +7,7 @@ from functools import cached_property
 
 from torch import Tensor
 
-from hyperrbp.hypergradients import chosen_method, make_task
+from hyperrbp.hypergradients import chosen_method, make_task, refuse_blind
 from hyperrbp.hypergradients.implicit import ImplicitMethod
 from hyperrbp.hypergradients.method import Gradient, Run
 from hyperrbp.hypergradients.settings import GradientSettings
@@ -65,6 +65,8 @@ class LastState:
         task = make_task(
             self.problem, self.theta, method, settings.trunc, settings.averaging, seed, step
         )
+        refuse_blind(method, task)
+        refuse_blind(method, task, self.h)
         return method.differentiate(task, Run(self.h), self.g, self.sensitivity)
 
     def exact_gradient(self) -> Tensor:

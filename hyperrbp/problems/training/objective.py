@@ -85,7 +85,9 @@ class Objective(NetworkLoss):
     def gradient_with_graph(self, parameters: Sequence[Tensor], x: Terms) -> Sequence[Tensor]:
         """Return ∇L in pieces, with a graph that leads to the parameters and the weights of x."""
         with torch.enable_grad(), self.drawing(x.seed):
-            return self._gradient(parameters, x, twice=True)
+            # Where the graph leads to the weights of x alone, ∇L still has to be taken.
+            leaves = [p if p.requires_grad else p.detach().requires_grad_() for p in parameters]
+            return self._gradient(leaves, x, twice=True)
 
     def gradient(self, parameters: Sequence[Tensor], x: Terms) -> Sequence[Tensor]:
         """Return ∇L in pieces, from the pieces of w; new tensors without graphs."""

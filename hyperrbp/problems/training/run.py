@@ -28,6 +28,11 @@ from torch.nn.functional import cross_entropy
 from hyperrbp.data.batches import CHUNK, Batch, Batches, ConvertedBatches, Examples, ListedBatches
 from hyperrbp.exceptions import UsageError
 from hyperrbp.problems.base import Input, Problem, Pushforward
+from hyperrbp.problems.training.blind_gradients import (
+    refuse_last_updates,
+    refuse_without_derivative,
+    refuse_zero_moments,
+)
 from hyperrbp.problems.training.examination import examine
 from hyperrbp.problems.training.heavy_ball.products import HeavyBallAt
 from hyperrbp.problems.training.heavy_ball.step import HeavyBallStep
@@ -140,7 +145,7 @@ class TrainingRun(Problem):
                 "weights of training examples need a meta loss on other examples: on the same ones,"
                 " it falls as they vanish"
             )
-        rates = RateSchedule(self.layout, self.rule, self.schedule)
+        self._rates = rates = RateSchedule(self.layout, self.rule, self.schedule)
         by_hand = isinstance(self.rule, HeavyBall) and self.rule.plain
         self._step: HeavyBallStep | TrainingStep
         if by_hand and rates.constant and clip_norm is None:
@@ -344,6 +349,25 @@ class TrainingRun(Problem):
         return self._step.at(theta).states(h, places)
 
     # --- its products -----------------------------------------------------------------------------
+
+    def refuse_gradient(self, method: str, updates: int) -> None:
+        """Refuse a gradient method that would not see what θ does.
+
+        Raises:
+            UsageError: for an update rule without derivatives, and where only the last updates are
+                differentiated, for hyperparameters of other steps.
+        """
+        refuse_without_derivative(self.rule, method)
+        if updates < self.steps:
+            refuse_last_updates(self.layout, not self._rates.constant, method, updates)
+
+    def refuse_last_state(self, method: str, h: Tensor) -> None:
+        """Refuse to linearize the update at a state where it has no derivative.
+
+        Raises:
+            UsageError: with the tensors where that is so.
+        """
+        refuse_zero_moments(self.rule, self.tensors, self.objective.state_pieces(h), method)
 
     def transposed_at(self, h: Tensor, theta: Tensor) -> Callable[[Batch, Tensor], Tensor]:
         """Return (x, u) ↦ Jᵀu at (h, θ, x), shape (n,)."""

@@ -68,9 +68,9 @@ class Adam(UpdateRule):
         """Return what the class of ``in_torch`` is given for one parameter tensor."""
         return with_betas(super().torch_settings(rates))
 
-    def not_differentiable(self, slots: Sequence[Tensor]) -> bool:
-        """Return whether a second moment is zero: √v has no derivative there."""
-        return not bool((slots[1] > 0).all())
+    def not_differentiable(self, slots: Sequence[Tensor]) -> Tensor | None:
+        """Return where the second moment is zero: √v has no derivative there."""
+        return slots[1] <= 0
 
 
 def with_betas(settings: Mapping[str, Any]) -> dict[str, Any]:

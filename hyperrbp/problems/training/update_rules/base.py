@@ -95,6 +95,10 @@ class UpdateRule(CheckedOptions, ABC):
         """
         return {"lr" if kind == "learning_rate" else kind: rates[kind] for kind in self.kinds}
 
-    def not_differentiable(self, slots: Sequence[Tensor]) -> bool:
-        """Return whether the update has no derivative at these slots after the first step."""
-        return False
+    def not_differentiable(self, slots: Sequence[Tensor]) -> Tensor | None:
+        """Return where the update has no derivative at these slots after the first step.
+
+        That is where the second moment of a weight is zero: booleans of the shape of the tensor;
+        None if it has a derivative everywhere.
+        """
+        return None

@@ -47,7 +47,7 @@ class RMSprop(UpdateRule):
     def update(
         self, w: Tensor, slots: Sequence[Tensor], g: Tensor, rates: Rates, t: Tensor
     ) -> tuple[Tensor, Sequence[Tensor]]:
-        """Return (w', (v', b', ḡ'))."""
+        """Return (w', (v', b', ḡ')); ḡ' is zero unless centered."""
         square, buffer, mean = slots
         alpha = rates["alpha"]
         g = g + rates["weight_decay"] * w
@@ -56,6 +56,8 @@ class RMSprop(UpdateRule):
         if self.centered:
             mean = alpha * mean + (1 - alpha) * g
             under = square - mean * mean
+        else:  # kept as it is, it would be a direction in which the map never contracts
+            mean = 0.0 * mean
         buffer = rates["momentum"] * buffer + g / (differentiable_sqrt(under) + rates["eps"])
         return w - rates["learning_rate"] * buffer, (square, buffer, mean)
 
@@ -63,7 +65,7 @@ class RMSprop(UpdateRule):
         """Return what the class of ``in_torch`` is given for one parameter tensor."""
         return super().torch_settings(rates) | {"centered": self.centered}
 
-    def not_differentiable(self, slots: Sequence[Tensor]) -> bool:
-        """Return whether what is under the root is zero, where it has no derivative."""
+    def not_differentiable(self, slots: Sequence[Tensor]) -> Tensor | None:
+        """Return where what is under the root is zero: it has no derivative there."""
         under = slots[0] - slots[2] * slots[2] if self.centered else slots[0]
-        return not bool((under > 0).all())
+        return under <= 0

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 class SGD(HeavyBall):
     """v' = β v + (1 − dampening) g, w' = w − α v'; the first velocity is g, undamped.
 
+    As in torch.optim, nothing is dampened where β = 0.
+
     With Nesterov's momentum (Sutskever et al. 2013), w' = w − α (g + β v').
     """
 
