@@ -321,7 +321,9 @@ def test_nothing_executes_what_it_reads():
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Call):
                 called = ast.unparse(node.func)
-                assert called not in plain | loads, f"{file}: {called}"
+                tensors_alone = "weights_only=True" in map(ast.unparse, node.keywords)
+                if not (called == "torch.load" and tensors_alone):
+                    assert called not in plain | loads, f"{file}: {called}"
                 assert called.split(".")[0] not in modules, f"{file}: {called}"
 
 

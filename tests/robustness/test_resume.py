@@ -30,6 +30,8 @@ TINY = tuning_text(
     data={"name": "digits", "train_examples": 200, "validation_examples": 40},
     model={"options": {"hidden": [3]}, "init_std": 0.3},
     inner__weight_decay=0.01,
+    inner__learning_rate=0.36787944117144233,
+    inner__momentum=0.5,
     hyperparameters={"weight_decay": {}},
     gradient__averaging__series=2,
     gradient__options={"neumann": {"tolerance": 0.5}},
@@ -52,13 +54,20 @@ TUNING: dict[str, Any] = {
     "model.name": "somewhere.py:model",
     "model.options.hidden": [4],
     "model.init_std": 0.30000000000000004,
+    "model.weights": "somewhere.safetensors",
+    "model.frozen": ["hidden1"],
     "inner.steps": 7,
-    "inner.batch_size": 49,
+    "inner.batch_size": 48,
     "inner.optimizer": "sgd",
     "inner.learning_rate": 0.3,
     "inner.momentum": 0.4,
-    "inner.loss": "mse",
+    "inner.loss": "cross-entropy",
     "inner.weight_decay": 0.02,
+    "inner.clip_norm": 1.0,
+    "inner.accumulate": 2,
+    "inner.precision": "bf16",
+    "inner.recalibration": 5,
+    "inner.label_smoothing": 0.1,
     "inner.fresh": True,
     "hyperparameters.learning_rate.by": "layer",
     "hyperparameters.learning_rate.range": [0.01, 3.0],
@@ -94,6 +103,11 @@ NOT_COMPARED = {
     # Refused with an implicit method or a training loss, whatever was there before.
     *("hyperparameters.learning_rate.segments", "hyperparameters.momentum.segments"),
     *("hyperparameters.init_scale", "hyperparameters.example_weight"),
+    *(f"inner.schedule.{key}" for key in ("shape", "warmup_share", "end_share", "knots")),
+    # Of other optimizers and schedules than the one that is there.
+    "inner.options",
+    *(f"hyperparameters.{kind}" for kind in ("beta1", "beta2", "alpha", "eps")),
+    *(f"hyperparameters.{kind}" for kind in ("warmup_share", "end_share", "knots")),
 }
 
 MEMORY = memory_text(

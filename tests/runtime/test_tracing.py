@@ -354,12 +354,12 @@ def test_a_training_run_and_its_gradients_keep_their_bits(optimizer):
 
 
 class Odd(nn.Module):
-    """Shared, unused and linear parameters; views, and an operation in place."""
+    """Shared, frozen and linear parameters; views, and an operation in place."""
 
     def __init__(self) -> None:
         super().__init__()
         self.shared = nn.Linear(5, 5)
-        self.unused = nn.Linear(2, 2)
+        self.unused = nn.Linear(2, 2).requires_grad_(False)
         self.last = nn.Linear(5, 3, bias=False)
 
     def forward(self, inputs):

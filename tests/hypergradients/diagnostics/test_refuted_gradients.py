@@ -215,7 +215,12 @@ def recipe(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("net.py").write_text(REVERSED)
     Path("own.yaml").write_text(
-        tuning_text(model={"name": "net.py:honest"}, inner__update="pytorch", inner__steps=20)
+        tuning_text(
+            model={"name": "net.py:honest"},
+            inner__optimizer="sgd",
+            inner__momentum=0.5,
+            inner__steps=20,
+        )
     )
     return ["check", "own.yaml", "--run-code", "-q", "--method"]
 
