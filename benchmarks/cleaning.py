@@ -48,7 +48,7 @@ SAMPLES = 40
 
 
 def accuracy(at: Experiment, problem: TrainingRun, theta: torch.Tensor) -> float:
-    return problem.accuracy(problem.last_state(theta), at.data.heldout)
+    return problem.evaluated(problem.last_state(theta)).accuracy(at.data.heldout)
 
 
 def experiment(data_root: Path, seed: int, settings: dict) -> Experiment:
@@ -66,7 +66,7 @@ def random(at: Experiment, seed: int) -> dict:
     for _ in range(SAMPLES):
         theta = low + (high - low) * torch.rand(len(low), generator=source)
         h = problem.last_state(theta)
-        found.append((float(problem.loss(h)), problem.accuracy(h, at.data.heldout)))
+        found.append((float(problem.loss(h)), problem.evaluated(h).accuracy(at.data.heldout)))
     return {"random": min(found)[1], "random_loss": min(found)[0]}
 
 

@@ -5,8 +5,8 @@
 torchvision's resnet18 as it is, BatchNorm and all, on Fashion-MNIST of 32 × 32 pixels from a
 DataLoader, by AdamW (T = 100, minibatches of 64); and a GPT of 6 million weights with dropout on
 characters (T = 30, minibatches of 8 × 128), by AdamW with warm-up and cosine. The gradient is
-exact, from checkpoints. The plain loop is torch.optim.AdamW on the same minibatches. Both are timed in
-turn; peaks are those of all live tensors, in passes of their own over a few steps. Writes
+exact, from checkpoints. The plain loop is torch.optim.AdamW on the same minibatches. Both are
+timed in turn; peaks are those of all live tensors, in passes of their own. Writes
 large-networks.json and large-networks.md. About an hour on two CPU cores; --only does a part.
 """
 
@@ -182,7 +182,8 @@ def measured(case: Case, repeats: int) -> dict[str, Any]:
             f"  {case.title}: {seconds['plain'][-1]:.0f} s, {seconds['meta'][-1]:.0f} s",
             file=sys.stderr,
         )
-    assert gradient is not None and bool(gradient.isfinite().all())
+    assert gradient is not None
+    assert bool(gradient.isfinite().all())
     return {
         "title": case.title,
         "weights": case.run.weights,

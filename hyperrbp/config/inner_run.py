@@ -63,22 +63,22 @@ class InnerSection(Section):
     learning_rate: float | None = Field(
         None,
         gt=0,
-        description="α of every tensor at the start, at its peak; if not given, the optimizer's"
+        description="α of every tensor at the start, at its peak; null: the optimizer's"
         " default. The paper's is exp(-1)",
     )
     momentum: float | None = Field(
         None,
         ge=0,
         lt=1,
-        description="β of every tensor at the start, for maclaurin, sgd and rmsprop; if not given,"
-        " the optimizer's default",
+        description="β of every tensor at the start, for maclaurin, sgd and rmsprop; null: the"
+        " optimizer's default",
     )
     weight_decay: float | None = Field(
         None,
         ge=0,
         lt=1000,
         description="λ of every tensor at the start: λ/2 ‖w‖² in the loss, for adamw and lion apart"
-        " from it; if not given, the optimizer's default",
+        " from it; null: the optimizer's default",
     )
     schedule: ScheduleSection = ScheduleSection()
     clip_norm: float | None = Field(
@@ -129,7 +129,8 @@ class InnerSection(Section):
         if not isinstance(name, str) or name not in UPDATE_RULES:
             return given
         defaults = UPDATE_RULES[name]().defaults()
-        return {kind: defaults[kind] for kind in STARTS if kind in defaults} | given
+        missing = [kind for kind in STARTS if kind in defaults and given.get(kind) is None]
+        return given | {kind: defaults[kind] for kind in missing}
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:

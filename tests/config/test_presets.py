@@ -16,6 +16,8 @@ from hyperrbp.config.recipe_keys import OptimizerName
 from hyperrbp.hypergradients import METHODS
 from hyperrbp.problems.losses import LOSSES
 from hyperrbp.problems.networks import MODELS
+from hyperrbp.problems.training.schedules import SHAPES
+from hyperrbp.problems.training.update_rules import UPDATE_RULES
 
 PARTS = ("net", "layer", "tensor", "weight")
 
@@ -69,16 +71,33 @@ def alternatives():
             yield f"{section}.{found[1]}", found[2]
 
 
+IN_PLACE = {
+    "beta1": {"inner.optimizer": "adam"},
+    "beta2": {"inner.optimizer": "adamw"},
+    "eps": {"inner.optimizer": "adam"},
+    "alpha": {"inner.optimizer": "rmsprop"},
+    "warmup_share": {"inner.schedule.warmup_share": 0.1},
+    "end_share": {"inner.schedule.shape": "cosine", "inner.schedule.end_share": 0.1},
+    "knots": {"inner.schedule.shape": "knots", "inner.schedule.knots": [1.0, 0.5]},
+}
+"""What else a recipe needs that tunes a kind."""
+
+
+def with_alternative(key: str, text: str):
+    """The template with what a comment proposes for a key that is null."""
+    also = IN_PLACE.get(key.rpartition(".")[2], {})
+    pairs = [*also.items(), (key, yaml.safe_load(text))]
+    return parse(TEMPLATE, overrides=[("test", k, value) for k, value in pairs])
+
+
 def test_the_template_has_every_key_and_a_comment_for_each():
     """Catches a key that is added, renamed or taken away without the template."""
     content = yaml.safe_load(TEMPLATE)
-    proposed = dict(alternatives())
-    there = {*leaves(content)} - {*proposed}
-    there |= {f"{key}.{name}" for key, text in proposed.items() for name in yaml.safe_load(text)}
-    recipe = parse(
-        TEMPLATE, overrides=[("test", k, yaml.safe_load(v)) for k, v in proposed.items()]
-    )
-    assert there == {*leaves(recipe.model_dump())} - {"name"}
+    there = {*leaves(content)}
+    assert there == {*leaves(parse(TEMPLATE).model_dump())} - {"name"}
+    for key, text in alternatives():
+        inside = {k for k in leaves(with_alternative(key, text).model_dump()) if f"{key}." in k}
+        assert inside == {f"{key}.{name}" for name in yaml.safe_load(text)}
     for key in {path.rpartition(".")[2] for path in leaves(content)}:
         assert re.search(rf"^ *{key}: .*#|^ *{key}: +#", TEMPLATE, re.MULTILINE), key
 
@@ -86,12 +105,15 @@ def test_the_template_has_every_key_and_a_comment_for_each():
 def test_each_alternative_that_the_template_names_is_one():
     assert {key for key, _ in alternatives()} == {
         *(f"hyperparameters.{kind}" for kind in ("weight_decay", "init_scale", "example_weight")),
+        *(f"hyperparameters.{kind}" for kind in IN_PLACE),
         "meta.decay",
     }
     for key, text in alternatives():
         # Of the method auto too, which takes an exact one where another cannot see them.
-        assert parse(TEMPLATE, overrides=[("test", key, yaml.safe_load(text))])
-    for name in (*METHODS, *MODELS, *get_args(OptimizerName), *LOSSES, *PARTS):
+        assert with_alternative(key, text)
+    for name in (
+        *METHODS, *MODELS, *get_args(OptimizerName), *LOSSES, *PARTS, *UPDATE_RULES, *SHAPES
+    ):  # fmt: skip
         assert re.search(rf"(?<![\w-]){name}(?![\w-])", TEMPLATE), name
 
 

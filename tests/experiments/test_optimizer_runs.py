@@ -135,7 +135,7 @@ def test_a_run_of_every_optimizer(name, tiny, ticking):
     assert done.final_loss == pytest.approx(float(problem.loss_and_gradient(h)[0]), rel=1e-4)
     assert done.final_loss == done.curve[-1][1]
     assert done.heldout_accuracy == pytest.approx(
-        problem.accuracy(h, experiment.data.heldout), 0.02
+        problem.evaluated(h).accuracy(experiment.data.heldout), 0.02
     )
     assert done.in_box is True
     # All begin at the recipe's start.

@@ -647,7 +647,7 @@ def test_an_inner_training_is_the_problems_run(tmp_path):
         "environment", "inexact_resumes", "kind", "schema_version",
     }  # fmt: skip
     assert result["meta_loss"] == float(problem.loss_and_gradient(h)[0])
-    assert result["heldout_accuracy"] == problem.accuracy(h, experiment.data.heldout)
+    assert result["heldout_accuracy"] == problem.evaluated(h).accuracy(experiment.data.heldout)
     assert result["train_steps"] == 12
     found = read_tensors(folder.weights_file)
     pieces = problem.objective.pieces(h[: problem.weights])

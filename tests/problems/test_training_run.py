@@ -99,8 +99,11 @@ def test_meta_examples_are_what_the_meta_loss_is_taken_on():
         torch.randn(9, 5, generator=torch.Generator().manual_seed(0)).double(),
         torch.zeros(9, dtype=torch.int64),
     )
-    problem._meta_examples = other
     model = model_of(problem, h)
+    ((_, everything),) = problem.population()
+    problem = TrainingRun(
+        model, ShuffledBatches(Batch(*everything[:2]), 8, 3), steps=5, meta_examples=other
+    )
     truth = cross_entropy(model(other.inputs), other.targets).detach()
     torch.testing.assert_close(problem.loss_and_gradient(h)[0], truth)
 
@@ -112,7 +115,7 @@ def test_accuracy_counts_the_right_ones():
     predicted = model_of(problem, h)(everything.inputs).argmax(1)
     wrong = (predicted + 1) % 3
     half = torch.cat([predicted[:10], wrong[10:]])
-    assert problem.accuracy(h, Batch(everything.inputs, half)) == 10 / 40
+    assert problem.evaluated(h).accuracy(Batch(everything.inputs, half)) == 10 / 40
 
 
 def test_theta_is_log_rates_then_logit_momenta():
@@ -199,7 +202,11 @@ def test_the_loss_at_a_state_is_remembered_but_never_for_another():
     h.mul_(0.5)  # the same tensor with other values
     for found, expected in zip(asked(h), fresh(h), strict=True):
         assert torch.equal(found, expected)
-    problem._meta_examples = Batch(*(t[:9] for t in next(iter(problem.population()))[1][:2]))
+    ((_, everything),) = problem.population()
+    problem = TrainingRun(
+        model_of(problem, h), ShuffledBatches(Batch(*everything[:2]), 8, 3), steps=5,
+        meta_examples=Batch(*(tensor[:9] for tensor in everything[:2])),
+    )  # fmt: skip
     loss, _ = problem.loss_and_gradient(h)
     assert not torch.equal(loss, fresh(h)[0]), "the training loss stood in for the validation loss"
     assert torch.equal(asked(h)[3], fresh(h)[3])

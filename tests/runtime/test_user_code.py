@@ -174,4 +174,4 @@ def test_a_training_of_ones_own_network_is_its_run():
     problem = experiment.problem()
     h = problem.run(experiment.theta, 0, problem.steps, problem.initial_state())
     assert result["heldout"] == experiment.heldout_measures(problem, h)
-    assert result["heldout_accuracy"] == problem.accuracy(h, experiment.data.heldout)
+    assert result["heldout_accuracy"] == problem.evaluated(h).accuracy(experiment.data.heldout)

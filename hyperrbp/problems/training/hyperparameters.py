@@ -103,6 +103,22 @@ class Hyperparameters:
             if not (low <= value < high or closed):
                 raise UsageError(_expected(kind, closed=True))
 
+    def refuse_other_than(self, known: Sequence[str], whose: str) -> None:
+        """Refuse to tune what a run does not have.
+
+        Args:
+            known: the kinds that it has.
+            whose: who does not have others: ``neither … nor …``.
+
+        Raises:
+            UsageError: for the first such kind.
+        """
+        for kind in self.tuned:
+            if kind not in known:
+                raise UsageError(
+                    f"{kind.replace('_', ' ')}: {whose} has it; there are {', '.join(known)}"
+                )
+
 
 class Layout:
     """The place in θ of every hyperparameter, for one network and one training set.

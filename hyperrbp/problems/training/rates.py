@@ -2,14 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
 
-from hyperrbp.problems.training.hyperparameters import Layout
+from hyperrbp.data.batches import Batch
+from hyperrbp.problems.training.hyperparameters import Grain, Hyperparameters, Layout
+from hyperrbp.problems.training.objective import Objective
 from hyperrbp.problems.training.schedules import Schedule
 from hyperrbp.problems.training.update_rules import UpdateRule
+
+
+def lay_out(
+    hyperparameters: Hyperparameters | None,
+    rule: UpdateRule,
+    schedule: Schedule,
+    objective: Objective,
+    population: Callable[[], Iterable[tuple[float, Batch]]],
+) -> Layout:
+    """Return where in θ the hyperparameters of a run stand.
+
+    Args:
+        hyperparameters: what θ holds; learning rate and momentum of every tensor if not given.
+        rule: the update rule.
+        schedule: of the learning rate.
+        objective: for the parameter tensors.
+        population: yields all training examples; asked only where each has a weight.
+
+    Raises:
+        UsageError: for a kind that neither the rule nor the schedule has.
+    """
+    known = (*rule.kinds, *schedule.kinds, "init_scale", "example_weight")
+    hyperparameters = hyperparameters or Hyperparameters(
+        {kind: Grain() for kind in ("learning_rate", "momentum") if kind in known}
+    )
+    hyperparameters.refuse_other_than(
+        known, f"neither {rule.name} nor the schedule {schedule.shape}"
+    )
+    shares = {"warmup_share": schedule.warmup_share, "end_share": schedule.end_share}
+    weighted = "example_weight" in hyperparameters.tuned
+    return Layout(
+        hyperparameters,
+        objective.tensors,
+        objective.sizes,
+        sum(len(x) for _, x in population()) if weighted else 0,
+        rule.defaults() | shares,
+    )
 
 
 class RateSchedule:

@@ -17,7 +17,6 @@ network is evaluated (``hyperrbp.problems.training.trained_network``).
 from __future__ import annotations
 
 import copy
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -25,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from hyperrbp.data.batches import CHUNK, Batch, Batches, ConvertedBatches, Examples, ListedBatches
+from hyperrbp.data.batches import Batch, Batches, Examples, ListedBatches
 from hyperrbp.exceptions import UsageError
 from hyperrbp.problems.base import Input, Problem, Pushforward
 from hyperrbp.problems.training.blind_gradients import (
@@ -36,25 +35,17 @@ from hyperrbp.problems.training.blind_gradients import (
 from hyperrbp.problems.training.examination import examine
 from hyperrbp.problems.training.heavy_ball.products import HeavyBallAt
 from hyperrbp.problems.training.heavy_ball.step import HeavyBallStep
-from hyperrbp.problems.training.hyperparameters import KINDS, Grain, Hyperparameters, Layout
+from hyperrbp.problems.training.hyperparameters import KINDS, Hyperparameters
+from hyperrbp.problems.training.inputs import RunInputs, joined
+from hyperrbp.problems.training.meta_loss import MetaLoss
 from hyperrbp.problems.training.network_loss import LossFunction
 from hyperrbp.problems.training.objective import Objective
 from hyperrbp.problems.training.products import Place, StepAt, TrainingStep
-from hyperrbp.problems.training.rates import RateSchedule
+from hyperrbp.problems.training.rates import RateSchedule, lay_out
 from hyperrbp.problems.training.schedules import Schedule
-from hyperrbp.problems.training.terms import Terms, row_numbers, terms, without_weights
 from hyperrbp.problems.training.trained_network import TrainedNetwork
 from hyperrbp.problems.training.update_rules import UpdateRule, update_rule
 from hyperrbp.problems.training.update_rules.heavy_ball import HeavyBall
-from hyperrbp.runtime.randomness import generator
-
-_POPULATION = 32
-"""Minibatches that stand for all training examples where their updates are averaged, not their
-gradients."""
-_SAMPLE = 4
-"""Minibatches that do where only a diagnosis depends on the average."""
-_LARGE = 10**6
-"""Weights from which on a data set is evaluated in chunks of the size of a minibatch."""
 
 
 class TrainingRun(Problem):
@@ -84,7 +75,6 @@ class TrainingRun(Problem):
             model's current ones if not given.
         hyperparameters: what θ holds; learning rate and momentum of every tensor if not given.
         seed: of the random numbers that the module draws: those of a step depend on it alone.
-        checked: whether the module is examined before the first step.
 
     Raises:
         UsageError: for a model or an argument that it cannot train.
@@ -110,7 +100,6 @@ class TrainingRun(Problem):
         initial_weights: Tensor | None = None,
         hyperparameters: Hyperparameters | None = None,
         seed: int = 0,
-        checked: bool = True,
     ) -> None:
         if steps < 1:
             raise UsageError(f"a training run has at least 1 step, not {steps}")
@@ -119,18 +108,20 @@ class TrainingRun(Problem):
         """The update rule."""
         self.schedule = Schedule(schedule) if isinstance(schedule, str) else schedule
         """The schedule of the learning rate."""
-        self._batches: Batches = (
-            ListedBatches(batches) if isinstance(batches, Sequence) else batches
-        )
         self.objective = Objective(model, loss, autocast=autocast, accumulate=accumulate)
-        self._evaluated = (
-            self.objective if meta_loss is None else self.objective.with_loss(meta_loss)
+        self._inputs = RunInputs(
+            ListedBatches(batches) if isinstance(batches, Sequence) else batches,
+            self.objective,
+            seed,
+        )
+        self._meta_loss = MetaLoss(
+            self.objective if meta_loss is None else self.objective.with_loss(meta_loss),
+            self._inputs.batches,
+            meta_examples,
+            min(recalibration, steps),
         )
         self.tensors = self.objective.tensors
         """The names of the parameter tensors, in the order of the state and of θ."""
-        self._meta_examples = meta_examples
-        self._recalibration, self._seed = recalibration, seed
-        self._last_loss: tuple[weakref.ref[Tensor], int, tuple[Tensor, Tensor]] | None = None
         own = self.objective.initial_weights()
         self._initial_weights = own if initial_weights is None else initial_weights.detach()
         if self._initial_weights.shape != own.shape:
@@ -138,8 +129,11 @@ class TrainingRun(Problem):
                 f"initial weights of shape {tuple(self._initial_weights.shape)} for a model of"
                 f" {len(own)} weights"
             )
-        self.layout = self._laid_out(hyperparameters)
+        self.layout = lay_out(
+            hyperparameters, self.rule, self.schedule, self.objective, self.population
+        )
         """Where in θ every hyperparameter stands."""
+        self._weighted = "example_weight" in self.layout.grains
         if self._weighted and meta_examples is None:
             raise UsageError(
                 "weights of training examples need a meta loss on other examples: on the same ones,"
@@ -153,32 +147,7 @@ class TrainingRun(Problem):
             self._step = HeavyBallStep(self.objective, self.rule, self.layout)
         else:
             self._step = TrainingStep(self.objective, self.rule, rates, self.layout, clip_norm)
-        self._examined = not checked
-
-    def _laid_out(self, hyperparameters: Hyperparameters | None) -> Layout:
-        known = (*self.rule.kinds, *self.schedule.kinds, "init_scale", "example_weight")
-        hyperparameters = hyperparameters or Hyperparameters(
-            {kind: Grain() for kind in ("learning_rate", "momentum") if kind in known}
-        )
-        for kind in hyperparameters.tuned:
-            if kind not in known:
-                raise UsageError(
-                    f"{kind.replace('_', ' ')}: neither {self.rule.name} nor the schedule"
-                    f" {self.schedule.shape} has it; there are {', '.join(known)}"
-                )
-        self._weighted = "example_weight" in hyperparameters.tuned
-        examples = sum(len(x) for _, x in self._batches.population()) if self._weighted else 0
-        shares = {
-            "warmup_share": self.schedule.warmup_share,
-            "end_share": self.schedule.end_share,
-        }
-        return Layout(
-            hyperparameters,
-            self.tensors,
-            self.objective.sizes,
-            examples,
-            self.rule.defaults() | shares,
-        )
+        self._examined = False
 
     @property
     def weights(self) -> int:
@@ -231,17 +200,17 @@ class TrainingRun(Problem):
         """Return the same run, of the same weights and examples, in another precision."""
         other = copy.copy(self)
         other.objective = self.objective.in_precision(dtype)
-        other._evaluated = (
-            other.objective
-            if self._evaluated is self.objective
-            else other.objective.with_loss(self._evaluated.loss)
-        )
         other._step = self._step.with_objective(other.objective)
         other._initial_weights = self._initial_weights.to(dtype)
-        other._batches = ConvertedBatches(self._batches, dtype)
-        if self._meta_examples is not None:
-            other._meta_examples = self._meta_examples.in_precision(dtype)
-        other._last_loss = None
+        other._inputs = self._inputs.in_precision(dtype, other.objective)
+        reported = self._meta_loss.network
+        other._meta_loss = self._meta_loss.of(
+            other.objective
+            if reported is self.objective
+            else other.objective.with_loss(reported.loss),
+            other._inputs.batches,
+            dtype,
+        )
         return other
 
     def examine(self, like: TrainingRun | None = None) -> None:
@@ -259,8 +228,9 @@ class TrainingRun(Problem):
         if like is not None and like._examined:
             self.objective.draws = like.objective.draws
         else:
-            examine(self.objective, self._initial_weights, self._batches(0), self._seed)
-        self._evaluated.draws = self.objective.draws
+            first = self._inputs.batches(0)
+            examine(self.objective, self._initial_weights, first, self._inputs.seed)
+        self._meta_loss.network.draws = self.objective.draws
         self._examined = True
 
     # --- the run ----------------------------------------------------------------------------------
@@ -276,54 +246,27 @@ class TrainingRun(Problem):
 
     def input(self, t: int) -> Batch:
         """Return the minibatch of step t."""
-        return self._batches(t).at_step(t)
+        return self._inputs(t)
 
     def population(self) -> Iterable[tuple[float, Batch]]:
         """Yield all training examples, in weighted chunks."""
-        return self._batches.population()
+        return self._inputs.batches.population()
 
     def sample(self) -> Iterable[tuple[float, Batch]] | None:
         """Return the last minibatches, where an average over all would take many updates."""
         if isinstance(self._step, HeavyBallStep) and not self.objective.couples:
             return None
-        last = range(max(0, self.steps - _SAMPLE), self.steps)
-        return [(1 / len(last), self._batches(t)) for t in last]
+        return self._inputs.last(self.steps)
 
     def merge(self, inputs: Sequence[Input]) -> Iterable[tuple[float, Input]]:
         """Join them into one batch, cut into chunks, where F is affine in the mean gradient."""
-        places = [self._place(batch) for batch in inputs]
-        joinable = (
-            isinstance(self._step, HeavyBallStep)
-            and not self.objective.couples
-            and len({len(batch) for batch in inputs}) == 1
-            and len({at.step * self.layout.segments // at.steps for at in places}) == 1
-            and all(isinstance(part, Tensor) for batch in inputs for part in batch[:2])
-        )
-        if not joinable:
-            return super().merge(inputs)
-        rows = [batch.rows for batch in inputs if batch.rows is not None]
-        joined = Batch(
-            torch.cat([batch.inputs for batch in inputs]),
-            torch.cat([batch.targets for batch in inputs]),
-            torch.cat(rows) if len(rows) == len(inputs) else None,
-            inputs[0].step,
-        )
-        return joined.chunks()
+        segments = {self._rates.segment(self._place(x).step, self.steps) for x in inputs}
+        affine = isinstance(self._step, HeavyBallStep) and not self.objective.couples
+        whole = joined(inputs) if affine and len(segments) == 1 else None
+        return super().merge(inputs) if whole is None else whole
 
     def _place(self, x: Batch, example_weights: Tensor | None = None) -> Place:
-        """Return a batch at its place in the run: by default, at the last step."""
-        step = self.steps - 1 if x.step is None else x.step
-        seed = (
-            generator(self._seed, "random layers", step).initial_seed()
-            if self.objective.draws
-            else None
-        )
-        return Place(
-            terms(x, example_weights, seed),
-            None if example_weights is None else row_numbers(x),
-            step,
-            self.steps,
-        )
+        return self._inputs.place(x, self.steps, example_weights)
 
     def step(self, h: Tensor, theta: Tensor, x: Batch) -> Tensor:
         """Return the weights and slots after one update, shape (n,)."""
@@ -410,7 +353,7 @@ class TrainingRun(Problem):
                 return at.update_by(h.detach(), self._training_loss(h)[1])
             chunks = list(self.population() if chunks is None else chunks)
         else:
-            chunks = list(self._minibatches() if chunks is None else chunks)
+            chunks = list(self._inputs.spread() if chunks is None else chunks)
         places = [(share, self._place(x, weights)) for share, x in chunks]
         if len({of.step for _, of in places}) > 1 or (
             self._weighted and not isinstance(at, HeavyBallAt)
@@ -418,78 +361,40 @@ class TrainingRun(Problem):
             return super().mean_theta_pullback(h, theta, chunks)
         return at.mean_pullback(h.detach(), places)
 
-    def _minibatches(self) -> Iterator[tuple[float, Batch]]:
-        """Yield minibatches of the population that stand for all of it."""
-        size = len(self._batches(0))
-        every = [x for _, chunk in self.population() for _, x in chunk.chunks(size)]
-        whole = [x for x in every if len(x) == size] or every
-        kept = whole[:: -(-len(whole) // _POPULATION)]
-        yield from ((1 / len(kept), x) for x in kept)
-
     # --- the meta loss ----------------------------------------------------------------------------
 
     @property
     def _evaluates_as_trained(self) -> bool:
         """Whether the loss that is reported is, on the same examples, the one trained on."""
-        return self._evaluated is self.objective and not (
+        return self._meta_loss.network is self.objective and not (
             self.objective.draws or self.objective.couples or self.objective.autocast
         )
 
     def evaluated(self, h: Tensor) -> TrainedNetwork:
         """Return the network with the weights of a state, in evaluation mode."""
         self.examine()
-        first = range(min(self._recalibration, self.steps)) if self.objective.normalizing else ()
-        return TrainedNetwork(
-            self._evaluated, h[: self.weights], [terms(self._batches(t)) for t in first]
-        )
-
-    def _chunks(self, examples: Examples | None) -> Iterable[tuple[float, Terms]]:
-        """Yield examples as an evaluation takes them; None: all training examples."""
-        chunks = self.population() if examples is None else examples.chunks()
-        if self.weights > _LARGE:
-            size = min(CHUNK, len(self._batches(0)))
-            chunks = (
-                (share * of_chunk, x)
-                for share, chunk in chunks
-                for of_chunk, x in chunk.chunks(size)
-            )
-        return without_weights(chunks)
+        return self._meta_loss.trained(h[: self.weights])
 
     def loss_and_gradient(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """Return the meta loss and its gradient, which is zero along the slots."""
-        loss, g = (
-            self._training_loss(h)
-            if self._meta_examples is None
-            else self.evaluated(h).mean_loss_and_gradient(self._chunks(self._meta_examples))
-        )
+        self.examine()
+        loss, g = self._meta_loss.value_and_gradient(h)
         return loss, torch.cat([g, *[torch.zeros_like(g) for _ in self.rule.slots]])
 
     def loss(self, h: Tensor) -> Tensor:
         """Return the meta loss alone, shape ()."""
-        return self.evaluated(h).mean_loss(self._chunks(self._meta_examples))
+        self.examine()
+        return self._meta_loss.value(h[: self.weights])
 
     def _training_loss(self, h: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the loss on all training examples and ∇L; kept, since it is asked for twice."""
-        at, version, known = self._last_loss or (None, 0, None)
-        if known is None or at is None or at() is not h or version != h._version:
-            known = self.evaluated(h).mean_loss_and_gradient(self._chunks(None))
-            self._last_loss = weakref.ref(h), h._version, known
-        return known
-
-    def accuracy(self, h: Tensor, examples: Batch) -> float:
-        """Return the share of examples whose largest output is their class."""
-        network = self.evaluated(h)
-        right = sum(
-            int((network.outputs(x.inputs).argmax(1) == x.targets).sum())
-            for _, x in examples.chunks()
-        )
-        return right / len(examples)
+        """Return the loss on all training examples, as it is reported, and ∇L."""
+        self.examine()
+        return self._meta_loss.on_training_examples(h)
 
     def batch_loss(self, h: Tensor, t: int) -> float:
         """Return the loss on the minibatch of step t, as it is trained on."""
         self.examine()
         at = self._place(self.input(t))
         with torch.no_grad(), self.objective.drawing(at.x.seed):
-            return float(
-                self.objective.value(self.objective.pieces(h.detach()[: self.weights]), at.x)
-            )
+            parameters = self.objective.pieces(h.detach()[: self.weights])
+            return float(self.objective.value(parameters, at.x))

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hyperrbp.data.batches import Examples
 from hyperrbp.problems.training.batch_norm import (
     Statistics,
     buffers_of,
@@ -70,6 +71,13 @@ class TrainedNetwork:
         """Return the loss of outputs that this network has made of x, shape (), without a graph."""
         with torch.no_grad():
             return self._network.loss_of(outputs, x)
+
+    def accuracy(self, examples: Examples) -> float:
+        """Return the share of examples whose largest output is their class."""
+        right = sum(
+            int((self.outputs(x.inputs).argmax(1) == x.targets).sum()) for _, x in examples.chunks()
+        )
+        return right / len(examples)
 
     def mean_loss(self, chunks: Iterable[tuple[float, Terms]]) -> Tensor:
         """Return the loss over weighted chunks, one at a time; shape (), without a graph."""
