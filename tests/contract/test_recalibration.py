@@ -92,7 +92,6 @@ def test_its_statistics_are_those_that_torch_accumulates(of_network):
         for t in range(RECALIBRATION):
             model(problem.input(t).inputs)
     found = problem.evaluated(h).buffers
-    assert len(found) == 2 * len(norms)
     for name, buffer in model.named_buffers():
         if "running" in name:
             torch.testing.assert_close(found[name], buffer, rtol=1e-12, atol=1e-13)

@@ -94,8 +94,8 @@ def assert_all_ways_are_the_derivative(
 )
 def test_every_way_to_the_gradient_is_that_of_finite_differences(rule, schedule):
     """A network with dropout. Catches a rate, a moment or a bias correction left out."""
-    problem, theta = run_of_rule(rule, "mlp", schedule)
-    assert_all_ways_are_the_derivative(problem, theta, 4 if schedule == "cosine" else 2)
+    problem, theta = run_of_rule(rule, "mlp", schedule, steps=10)
+    assert_all_ways_are_the_derivative(problem, theta, 3)
 
 
 @pytest.mark.parametrize(
@@ -111,9 +111,9 @@ def test_every_way_to_the_gradient_is_that_of_finite_differences(rule, schedule)
 )
 def test_on_every_network_and_schedule(of_network, rule, schedule):
     """Clipped, too. Catches statistics, a mask or a tied weight taken for a constant."""
-    problem, theta = run_of_rule(rule, of_network, schedule, steps=8, clip_norm=0.4)
+    problem, theta = run_of_rule(rule, of_network, schedule, steps=10, clip_norm=0.4)
     assert_all_ways_are_the_derivative(problem, theta, 2)
-    unclipped, _ = run_of_rule(rule, of_network, schedule, steps=8)
+    unclipped, _ = run_of_rule(rule, of_network, schedule, steps=10)
     assert reported(problem, theta) != reported(unclipped, theta), "no gradient was clipped"
 
 
@@ -172,7 +172,7 @@ ADAPTIVE = [
 """Rules that divide by the root of a second moment."""
 
 
-def with_dead_units(rule: str, eps: float, steps: int = 8) -> tuple[TrainingRun, Tensor]:
+def with_dead_units(rule: str, eps: float, steps: int = 6) -> tuple[TrainingRun, Tensor]:
     """A run in which three of six units are never above zero, and the others always."""
     _, examples = network("mlp")
     model = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3)).double()
@@ -184,7 +184,7 @@ def with_dead_units(rule: str, eps: float, steps: int = 8) -> tuple[TrainingRun,
     return _without_decay(rule, model, examples, eps, steps)
 
 
-def with_a_head_of_zeros(rule: str, eps: float, steps: int = 8) -> tuple[TrainingRun, Tensor]:
+def with_a_head_of_zeros(rule: str, eps: float, steps: int = 6) -> tuple[TrainingRun, Tensor]:
     """A run whose first layer has no gradient in the first step, and one in all others."""
     model, examples = network("mlp")
     with torch.no_grad():
@@ -215,9 +215,7 @@ def _without_decay(
 
 
 @pytest.mark.parametrize("make", [with_dead_units, with_a_head_of_zeros])
-@pytest.mark.parametrize(
-    ("rule", "eps"), [*[(rule, 1e-8) for rule in ADAPTIVE], ("adam", 1e-3), ("rmsprop", 1e-3)]
-)
+@pytest.mark.parametrize(("rule", "eps"), [*[(rule, 1e-8) for rule in ADAPTIVE], ("adam", 1e-3)])
 def test_where_a_gradient_is_zero_derivatives_are_finite_and_right(rule, make, eps):
     """At v = 0, √v has the slope 0 and m the factor 1/ε. Catches 0 · ∞, and a lost 1/ε."""
     problem, theta = make(rule, eps)
@@ -458,13 +456,13 @@ def _interpolated(p: float, knots: list[float]) -> float:
 @pytest.mark.parametrize(
     ("rule", "schedule"),
     [
-        *[(rule, schedule) for rule in RULES for schedule in ("cosine", SEGMENTS)],
-        *[(rule, schedule) for rule in ("sgd", "adamw") for schedule in ("linear", "knots")],
+        *[(rule, "cosine") for rule in RULES],
+        *[("adamw", schedule) for schedule in ("linear", "knots", SEGMENTS)],
         *[
             pytest.param(rule, schedule, marks=pytest.mark.slow)
             for rule in RULES
-            for schedule in ("constant", "linear", "knots")
-            if schedule == "constant" or rule not in ("sgd", "adamw")
+            for schedule in ("constant", "linear", "knots", SEGMENTS)
+            if schedule == "constant" or rule != "adamw"
         ],
     ],
 )

@@ -103,6 +103,21 @@ def test_graphs_to_state_and_hyperparameters_are_the_same(rule, grains):
 
 
 @each_rule
+@pytest.mark.parametrize("optimizer", ["by hand", "general"])
+def test_updates_of_several_steps_have_a_mean_with_weights_of_examples(rule, optimizer):
+    """Of no one segment, it comes from graphs that lead to θ alone."""
+    grains = GRAINS["weights of examples"]
+    general = {} if optimizer == "by hand" else {"clip_norm": 100.0}
+    problem, theta = run_of(grains, optimizer=rule, steps=STEPS, **general)
+    h, u = random(2 * problem.weights), random(2 * problem.weights)
+    chunks = [(0.3, problem.input(0)), (0.7, problem.input(8))]
+    image, product = problem.mean_theta_pullback(h, theta, chunks)
+    pullback = problem.pullback_at(theta)
+    assert_close(image, sum(share * problem.step(h, theta, x) for share, x in chunks))
+    assert_close(product(u), sum(share * pullback(h, x, u)[1] for share, x in chunks))
+
+
+@each_rule
 @pytest.mark.parametrize("grains", ["net", "tensors in segments", "a scaled start"])
 def test_tangents_are_the_same(rule, grains):
     by_hand, general, problem, theta = both(rule, grains)

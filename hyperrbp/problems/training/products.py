@@ -79,9 +79,7 @@ class TrainingStep:
         if torch.is_grad_enabled() and (
             h.requires_grad or (weights is not None and weights.requires_grad)
         ):
-            g = self.objective.gradient_with_graph(
-                [w if w.requires_grad else w.detach().requires_grad_() for w in state[0]], at.x
-            )
+            g = self.objective.gradient_with_graph(state[0], at.x)
         else:
             g = self.objective.gradient([piece.detach() for piece in state[0]], at.x)
         moved = self.update(state, self.update.clipped(g), rates, t)
