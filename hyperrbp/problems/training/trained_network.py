@@ -22,6 +22,7 @@ from hyperrbp.problems.training.network_loss import (
     in_mode,
 )
 from hyperrbp.problems.training.terms import Terms
+from hyperrbp.runtime.process_state import ONE_THREAD
 
 
 class TrainedNetwork:
@@ -119,6 +120,7 @@ class TrainedNetwork:
         """Return the statistics of one minibatch, with their graphs if the parameters have any."""
         network = self._network
         with (
+            ONE_THREAD,
             in_mode(network.model, training=False),
             differentiable_attention(),
             recording(network.normalizing) as found,
@@ -131,6 +133,7 @@ class TrainedNetwork:
     def _evaluating(self, statistics: Statistics) -> Iterator[None]:
         network = self._network
         with ExitStack() as stack:
+            stack.enter_context(ONE_THREAD)
             if network.model.training:
                 stack.enter_context(in_mode(network.model, training=False))
             stack.enter_context(differentiable_attention())
