@@ -28,7 +28,7 @@ from torch.nn.functional import cross_entropy
 from hyperrbp.data.batches import CHUNK, Batch, Batches, ConvertedBatches, Examples, ListedBatches
 from hyperrbp.exceptions import UsageError
 from hyperrbp.problems.base import Input, Problem, Pushforward
-from hyperrbp.problems.training.examination import examine
+from hyperrbp.problems.training.examination import examine, signature
 from hyperrbp.problems.training.heavy_ball.products import HeavyBallAt
 from hyperrbp.problems.training.heavy_ball.step import HeavyBallStep
 from hyperrbp.problems.training.hyperparameters import KINDS, Grain, Hyperparameters, Layout
@@ -41,6 +41,7 @@ from hyperrbp.problems.training.terms import Terms, row_numbers, terms, without_
 from hyperrbp.problems.training.trained_network import TrainedNetwork
 from hyperrbp.problems.training.update_rules import UpdateRule, update_rule
 from hyperrbp.problems.training.update_rules.heavy_ball import HeavyBall
+from hyperrbp.runtime.process_state import ONE_THREAD
 from hyperrbp.runtime.randomness import generator
 
 _POPULATION = 32
@@ -48,6 +49,10 @@ _POPULATION = 32
 gradients."""
 _SAMPLE = 4
 """Minibatches that do where only a diagnosis depends on the average."""
+_INFERENCE = (
+    "nothing has a derivative under torch.inference_mode; call a run outside of it: it keeps no"
+    " graph that was not asked for"
+)
 _LARGE = 10**6
 """Weights from which on a data set is evaluated in chunks of the size of a minibatch."""
 
@@ -149,6 +154,7 @@ class TrainingRun(Problem):
         else:
             self._step = TrainingStep(self.objective, self.rule, rates, self.layout, clip_norm)
         self._examined = not checked
+        self._examined_as: Any = None
 
     def _laid_out(self, hyperparameters: Hyperparameters | None) -> Layout:
         known = (*self.rule.kinds, *self.schedule.kinds, "init_scale", "example_weight")
@@ -236,7 +242,7 @@ class TrainingRun(Problem):
         other._batches = ConvertedBatches(self._batches, dtype)
         if self._meta_examples is not None:
             other._meta_examples = self._meta_examples.in_precision(dtype)
-        other._last_loss = None
+        other._last_loss, other._examined_as = None, None
         return other
 
     def examine(self, like: TrainingRun | None = None) -> None:
@@ -251,12 +257,23 @@ class TrainingRun(Problem):
         """
         if self._examined:
             return
-        if like is not None and like._examined:
-            self.objective.draws = like.objective.draws
-        else:
-            examine(self.objective, self._initial_weights, self._batches(0), self._seed)
-        self._evaluated.draws = self.objective.draws
-        self._examined = True
+        with ONE_THREAD:
+            if like is not None and like._examined:
+                self.objective.draws = like.objective.draws
+            else:
+                examine(self.objective, self._initial_weights, self._batches(0), self._seed)
+            self._evaluated.draws = self.objective.draws
+            self._examined, self._examined_as = True, signature(self.objective)
+
+    def _begin(self) -> None:
+        """Take notice of what has changed since the last run: the module is the user's."""
+        if torch.is_inference_mode_enabled():
+            raise UsageError(_INFERENCE)
+        self.objective.recheck()
+        self._step.recheck()
+        if self._examined_as not in (None, signature(self.objective)):
+            self._examined = False
+        self.examine()
 
     # --- the run ----------------------------------------------------------------------------------
 
@@ -322,7 +339,10 @@ class TrainingRun(Problem):
 
     def step(self, h: Tensor, theta: Tensor, x: Batch) -> Tensor:
         """Return the weights and slots after one update, shape (n,)."""
-        self.examine()
+        if x.step == 0:
+            self._begin()
+        else:
+            self.examine()
         return self._step.step(h, theta, self._place(x, self.layout.example_weights(theta)))
 
     def prepare(self, theta: Tensor) -> None:
@@ -334,10 +354,10 @@ class TrainingRun(Problem):
 
     def states(self, theta: Tensor, start: int, stop: int, h: Tensor) -> Iterator[Tensor]:
         """Yield, bit for bit, what ``step`` gives again and again: in place, in one buffer."""
-        self.examine()
-        if start == 0:  # what a trace depends on may have changed since the last run
-            self.objective.recheck()
-            self._step.recheck()
+        if start:
+            self.examine()
+        else:
+            self._begin()
         with torch.no_grad():
             weights = self.layout.example_weights(theta.detach())
         places = (self._place(self.input(t), weights) for t in range(start, stop))
