@@ -24,6 +24,9 @@ from hyperrbp.problems.training.network_loss import (
 from hyperrbp.problems.training.terms import Terms
 from hyperrbp.runtime.process_state import ONE_THREAD
 
+_SEED = 0
+"""Of random numbers that a network draws although it is in evaluation mode."""
+
 
 class TrainedNetwork:
     """The network of flat weights w, in evaluation mode, with recalibrated statistics.
@@ -49,19 +52,22 @@ class TrainedNetwork:
 
     def outputs(self, inputs: Any) -> Any:
         """Return the outputs of the module, without a graph."""
-        with torch.no_grad(), self._evaluating(self._statistics):
+        with torch.no_grad(), self._evaluating(self._statistics), self._drawing():
             return self._network.outputs(self._network.pieces(self._w), inputs)
 
     def loss_of(self, outputs: Any, x: Terms) -> Tensor:
         """Return the loss of outputs that this network has made of x, shape (), without a graph."""
-        with torch.no_grad():
+        with torch.no_grad(), self._drawing():
             return self._network.loss_of(outputs, x)
 
     def mean_loss(self, chunks: Iterable[tuple[float, Terms]]) -> Tensor:
         """Return the loss over weighted chunks, one at a time; shape (), without a graph."""
         with torch.no_grad(), self._evaluating(self._statistics):
             named = self._network.named(self._network.pieces(self._w))
-            values = [weight * self._network.mean_loss(named, x) for weight, x in chunks]
+            values = []
+            for weight, x in chunks:
+                with self._drawing():
+                    values.append(weight * self._network.mean_loss(named, x))
             return torch.stack(values).sum()
 
     def mean_loss_and_gradient(
@@ -79,7 +85,7 @@ class TrainedNetwork:
             points = [tensor for pair in statistics.values() for tensor in pair]
             adjoints = [torch.zeros_like(point) for point in points]
             for weight, x in chunks:
-                with self._evaluating(statistics):
+                with self._evaluating(statistics), self._drawing():
                     loss = network.mean_loss(network.named(parameters), x)
                 pieces = torch.autograd.grad(loss, [*parameters, *points], materialize_grads=True)
                 into = [*network.pieces(gradient), *adjoints]
@@ -121,6 +127,7 @@ class TrainedNetwork:
         network = self._network
         with (
             ONE_THREAD,
+            self._drawing(),
             in_mode(network.model, training=False),
             differentiable_attention(),
             recording(network.normalizing) as found,
@@ -128,6 +135,10 @@ class TrainedNetwork:
             named = network.named(parameters) | network.throwaway_buffers()
             network.forward_only(named, x)
         return mean_of(found)
+
+    def _drawing(self) -> Any:
+        # Most that draws in training does not here; what does gives one loss, and its gradient.
+        return self._network.drawing(_SEED)
 
     @contextmanager
     def _evaluating(self, statistics: Statistics) -> Iterator[None]:
