@@ -8,8 +8,6 @@ import sys
 import pytest
 from recipe_faults import faults_of
 
-from hyperrbp.config import loading
-from hyperrbp.config.key_paths import MootKey
 from hyperrbp.config.loading import parse, read
 from hyperrbp.config.recipe import Recipe
 from hyperrbp.exceptions import RecipeError

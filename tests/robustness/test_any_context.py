@@ -120,8 +120,9 @@ def test_a_run_is_right_under(name):
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("name", AROUND)
 def test_a_run_that_is_made_and_traced_under_it_is_right_outside(name, optimizer):
+    model = with_dropout()
     with AROUND[name]():
-        run, theta = usual(optimizer=optimizer)
+        run, theta = usual(model, optimizer=optimizer)
         run.prepare(theta)
         found = gradients(run, theta)
     assert_right(found, usual_truth(optimizer), 1e-7)
