@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hyperrbp.config.recipe_keys import ModelSection
-from hyperrbp.exceptions import DataError, UsageError
+from hyperrbp.exceptions import DataError, UsageError, is_foreseen
 from hyperrbp.runtime.suggestions import did_you_mean
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,9 @@ def _read(file: Path) -> Mapping[str, Tensor]:
         found = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise DataError(f"{file}: no such file") from None
-    except Exception as error:  # of a file that may hold anything
+    except Exception as error:  # whatever a damaged file does to its reader
+        if is_foreseen(error):
+            raise
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"{file}: not a file of weights: {reason}") from error
     if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 
 import torch
 
+from hyperrbp.runtime.process_state import ONE_THREAD
+
 
 def generator(seed: int, purpose: str, step: int = 0) -> torch.Generator:
     """Return a fresh CPU generator for one purpose at one step of one seed.
@@ -30,7 +32,7 @@ def seeded(seed: int) -> Iterator[None]:
     """
     in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # torch's is untyped
     gpus = range(torch.cuda.device_count() if in_use else 0)
-    with torch.random.fork_rng(devices=gpus):
+    with ONE_THREAD, torch.random.fork_rng(devices=gpus):
         torch.default_generator.manual_seed(seed)
         if gpus:
             torch.cuda.manual_seed_all(seed)

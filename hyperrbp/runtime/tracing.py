@@ -18,6 +18,8 @@ from torch._C._functorch import peek_interpreter_stack
 from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
+from hyperrbp.runtime.process_state import ONE_THREAD
+
 if TYPE_CHECKING:
     from torch.fx import GraphModule, Node
 
@@ -100,7 +102,8 @@ class TracedFunction:
         self._due = {kind for kind, made in self._programs.items() if made is not self._function}
 
     def _checked(self, kind: Any, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-        expected, fault = self._compared(self._programs[kind], tensors)
+        with ONE_THREAD:
+            expected, fault = self._compared(self._programs[kind], tensors)
         self._due.discard(kind)
         if fault is not None:
             del self._programs[kind]
@@ -111,18 +114,19 @@ class TracedFunction:
         # Traced on other tensors than it is checked on: none stands in for another of the same
         # storage, and no value of theirs has become part of the program.
         others = [t * 0.75 if t.is_floating_point() else t.clone() for t in tensors]
-        before = _generator_states(tensors)
-        try:
-            program = _program(self._function, others)
-        except Exception as error:  # whatever a model does that no list of operations can hold
-            self.refusal = _line(error)
-            return self._function
-        finally:
-            _set_generator_states(before)
-        try:
-            self.refusal = self._compared(program, tensors)[1]
-        finally:
-            _set_generator_states(before)
+        with ONE_THREAD:
+            before = _generator_states(tensors)
+            try:
+                program = _program(self._function, others)
+            except Exception as error:  # whatever a model does that no list of operations can hold
+                self.refusal = _line(error)
+                return self._function
+            finally:
+                _set_generator_states(before)
+            try:
+                self.refusal = self._compared(program, tensors)[1]
+            finally:
+                _set_generator_states(before)
         return program if self.refusal is None else self._function
 
     def _compared(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -18,6 +18,7 @@ from hyperrbp.exceptions import UsageError, is_foreseen, type_and_message_of
 from hyperrbp.problems.training.batch_norm import normalizing_layers, throwaway_buffers
 from hyperrbp.problems.training.module_checks import refuse_module
 from hyperrbp.problems.training.terms import PAIR, Terms
+from hyperrbp.runtime.process_state import ONE_THREAD
 from hyperrbp.runtime.randomness import seeded
 
 LossFunction = Callable[[Any, Any], Tensor]
@@ -63,10 +64,27 @@ class NetworkLoss:
         """N, the number of weights."""
         self.draws = False
         """Whether the module draws random numbers, which then come from the seed of the terms."""
-        self.normalizing = normalizing_layers(model)
-        """The layers with running statistics, by name."""
+        self.hold(
+            [name for name, module in model.named_modules() if model.training > module.training]
+        )
         self._takes_model = takes_model(loss)
         self._device = next(iter(named.values())).device.type
+
+    def hold(self, names: Collection[str]) -> None:
+        """Leave these modules in evaluation mode always: those that are so in a model that is not.
+
+        Batch normalization, for one, then keeps the statistics that it came with.
+        """
+        modules = dict(self.model.named_modules())
+        self.held = tuple(names)
+        """The names of the modules that are always in evaluation mode."""
+        self._held = [modules[name] for name in self.held]
+        self.normalizing = {
+            name: layer
+            for name, layer in normalizing_layers(self.model).items()
+            if name not in self.held
+        }
+        """The layers with running statistics of the run's own, by name."""
 
     @property
     def couples(self) -> bool:
@@ -77,6 +95,20 @@ class NetworkLoss:
         """Return the module's current parameters, shape (N,)."""
         named = dict(self.model.named_parameters())
         return torch.cat([named[name].detach().reshape(-1) for name in self.tensors])
+
+    def refuse_other_parameters(self) -> None:
+        """Refuse a module of which other parameters are to be trained than at first.
+
+        Raises:
+            UsageError: with the name of one.
+        """
+        now = [name for name, tensor in self.model.named_parameters() if tensor.requires_grad]
+        if tuple(now) != self.tensors:
+            name = min(set(now) ^ set(self.tensors), default="")
+            raise UsageError(
+                f"the model's parameters that require a gradient are others than when the run was"
+                f" made ('{name}'); make the run anew"
+            )
 
     def pieces(self, w: Tensor) -> list[Tensor]:
         """Return views of w in the shapes of the parameter tensors."""
@@ -183,8 +215,9 @@ class NetworkLoss:
     @contextmanager
     def _as_trained(self) -> Iterator[None]:
         with ExitStack() as stack:
-            if not self.model.training:
-                stack.enter_context(in_mode(self.model, training=True))
+            stack.enter_context(ONE_THREAD)
+            if not self.model.training or any(held.training for held in self._held):
+                stack.enter_context(in_mode(self.model, training=True, held=self._held))
             stack.enter_context(differentiable_attention())
             if self.autocast is not None:
                 stack.enter_context(
@@ -218,10 +251,18 @@ def takes_model(loss: LossFunction) -> bool:
 
 
 @contextmanager
-def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
-    """Put a module in training or evaluation mode, and every part back in its own afterwards."""
+def in_mode(model: nn.Module, *, training: bool, held: Iterable[nn.Module] = ()) -> Iterator[None]:
+    """Put a module in training or evaluation mode, and every part back in its own afterwards.
+
+    Args:
+        model: the module.
+        training: whether in training mode.
+        held: the parts that are in evaluation mode all the same.
+    """
     before = [(module, module.training) for module in model.modules()]
     model.train(training)
+    for module in held:
+        module.training = False
     try:
         yield
     finally:

@@ -50,6 +50,7 @@ class Objective(NetworkLoss):
         settings: dict[str, Any] = {"autocast": self.autocast, "accumulate": self.accumulate}
         other = Objective(model, loss, **(settings | changed))
         other.draws = self.draws
+        other.hold(self.held)
         return other
 
     @property
@@ -64,7 +65,12 @@ class Objective(NetworkLoss):
         }
 
     def recheck(self) -> None:
-        """Compare every traced function with the module once more, at its next call."""
+        """Compare every traced function with the module once more, at its next call.
+
+        Raises:
+            UsageError: if the module has other parameters to train than it had.
+        """
+        self.refuse_other_parameters()
         for programs in self._programs.values():
             for function in vars(programs).values():
                 function.recheck()

@@ -2,16 +2,15 @@
 
 Liao et al. 2018, section 5.3. The flat state is h = (w, s_1, …), each part N long, N being the
 number of weights; for SGD with momentum s_1 is the velocity. Unless other hyperparameters are asked
-for (``hyperrbp.problems.training.hyperparameters``), θ holds a log learning rate and, where the
-optimizer has a momentum, its logit, for every parameter tensor: θ = (a, b) with α = exp(a) and
-β = sigmoid(b).
+for (``hyperrbp.problems.training.hyperparameters``), θ holds a log learning rate and, where there
+is one, a logit momentum for every parameter tensor.
 
 A step is made of three parts that do not know each other: the objective gives ∇L(w) and Hessian
 products (``hyperrbp.problems.training.objective``), the schedule gives the rates of the step
 (``hyperrbp.problems.training.rates``), and the update rule makes the next state of them
-(``hyperrbp.problems.training.update_rules``). With weights of examples, L is the weighted mean
-of their losses; with a scale of the initial weights, θ enters h_0. Where a loss is reported, the
-network is evaluated (``hyperrbp.problems.training.trained_network``).
+(``hyperrbp.problems.training.update_rules``). With weights of examples, L is their weighted mean;
+with a scale of the initial weights, θ enters h_0. The meta loss is that of the network as it is
+evaluated (``hyperrbp.problems.training.meta_loss``).
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from hyperrbp.problems.training.blind_gradients import (
     refuse_without_derivative,
     refuse_zero_moments,
 )
-from hyperrbp.problems.training.examination import examine
+from hyperrbp.problems.training.examined_module import ExaminedModule
 from hyperrbp.problems.training.heavy_ball.products import HeavyBallAt
 from hyperrbp.problems.training.heavy_ball.step import HeavyBallStep
 from hyperrbp.problems.training.hyperparameters import KINDS, Hyperparameters
@@ -140,14 +139,15 @@ class TrainingRun(Problem):
                 " it falls as they vanish"
             )
         self._rates = rates = RateSchedule(self.layout, self.rule, self.schedule)
-        by_hand = isinstance(self.rule, HeavyBall) and self.rule.plain
+        plain = rates.constant and clip_norm is None
         self._step: HeavyBallStep | TrainingStep
-        if by_hand and rates.constant and clip_norm is None:
-            assert isinstance(self.rule, HeavyBall)
+        if plain and isinstance(self.rule, HeavyBall) and self.rule.plain:
             self._step = HeavyBallStep(self.objective, self.rule, self.layout)
         else:
             self._step = TrainingStep(self.objective, self.rule, rates, self.layout, clip_norm)
-        self._examined = False
+        self._module = ExaminedModule(
+            self.objective, self._meta_loss.network, self._initial_weights, self._inputs
+        )
 
     @property
     def weights(self) -> int:
@@ -189,7 +189,7 @@ class TrainingRun(Problem):
         """Return the norms of the weights and of each slot, and ‖∇L‖ on all training examples."""
         w, *slots = torch.split(h, self.weights)
         names = ["velocity"] if isinstance(self.rule, HeavyBall) else self.rule.slots
-        _, gradient = self._training_loss(h)
+        _, gradient = self._meta_loss.on_training_examples(h)
         return {
             "weights": float(w.norm()),
             **{name: float(slot.norm()) for name, slot in zip(names, slots, strict=True)},
@@ -211,6 +211,9 @@ class TrainingRun(Problem):
             other._inputs.batches,
             dtype,
         )
+        other._module = self._module.of(
+            other.objective, other._meta_loss.network, other._initial_weights, other._inputs
+        )
         return other
 
     def examine(self, like: TrainingRun | None = None) -> None:
@@ -223,15 +226,13 @@ class TrainingRun(Problem):
         Raises:
             UsageError: if it cannot, with the reason.
         """
-        if self._examined:
-            return
-        if like is not None and like._examined:
-            self.objective.draws = like.objective.draws
-        else:
-            first = self._inputs.batches(0)
-            examine(self.objective, self._initial_weights, first, self._inputs.seed)
-        self._meta_loss.network.draws = self.objective.draws
-        self._examined = True
+        self._module.check(None if like is None else like._module)
+
+    def _begin(self) -> None:
+        """Take notice of what has changed since the last run: the module is the user's."""
+        self.objective.recheck()
+        self._step.recheck()
+        self._module.check_again()
 
     # --- the run ----------------------------------------------------------------------------------
 
@@ -270,7 +271,10 @@ class TrainingRun(Problem):
 
     def step(self, h: Tensor, theta: Tensor, x: Batch) -> Tensor:
         """Return the weights and slots after one update, shape (n,)."""
-        self.examine()
+        if x.step == 0:
+            self._begin()
+        else:
+            self.examine()
         return self._step.step(h, theta, self._place(x, self.layout.example_weights(theta)))
 
     def prepare(self, theta: Tensor) -> None:
@@ -282,10 +286,10 @@ class TrainingRun(Problem):
 
     def states(self, theta: Tensor, start: int, stop: int, h: Tensor) -> Iterator[Tensor]:
         """Yield, bit for bit, what ``step`` gives again and again: in place, in one buffer."""
-        self.examine()
-        if start == 0:  # what a trace depends on may have changed since the last run
-            self.objective.recheck()
-            self._step.recheck()
+        if start:
+            self.examine()
+        else:
+            self._begin()
         with torch.no_grad():
             weights = self.layout.example_weights(theta.detach())
         places = (self._place(self.input(t), weights) for t in range(start, stop))
@@ -350,7 +354,7 @@ class TrainingRun(Problem):
         at, weights = self._at(theta)
         if isinstance(at, HeavyBallAt) and not self.objective.couples:
             if chunks is None and not self._weighted and self._evaluates_as_trained:
-                return at.update_by(h.detach(), self._training_loss(h)[1])
+                return at.update_by(h.detach(), self._meta_loss.on_training_examples(h)[1])
             chunks = list(self.population() if chunks is None else chunks)
         else:
             chunks = list(self._inputs.spread() if chunks is None else chunks)
@@ -385,11 +389,6 @@ class TrainingRun(Problem):
         """Return the meta loss alone, shape ()."""
         self.examine()
         return self._meta_loss.value(h[: self.weights])
-
-    def _training_loss(self, h: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the loss on all training examples, as it is reported, and ∇L."""
-        self.examine()
-        return self._meta_loss.on_training_examples(h)
 
     def batch_loss(self, h: Tensor, t: int) -> float:
         """Return the loss on the minibatch of step t, as it is trained on."""

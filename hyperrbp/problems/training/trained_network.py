@@ -24,6 +24,10 @@ from hyperrbp.problems.training.network_loss import (
     in_mode,
 )
 from hyperrbp.problems.training.terms import Terms
+from hyperrbp.runtime.process_state import ONE_THREAD
+
+_SEED = 0
+"""Of random numbers that a network draws although it is in evaluation mode."""
 
 
 class TrainedNetwork:
@@ -64,12 +68,12 @@ class TrainedNetwork:
 
     def outputs(self, inputs: Any) -> Any:
         """Return the outputs of the module, without a graph."""
-        with torch.no_grad(), self._evaluating(self._statistics):
+        with torch.no_grad(), self._evaluating(self._statistics), self._drawing():
             return self._network.outputs(self._network.pieces(self._w), inputs)
 
     def loss_of(self, outputs: Any, x: Terms) -> Tensor:
         """Return the loss of outputs that this network has made of x, shape (), without a graph."""
-        with torch.no_grad():
+        with torch.no_grad(), self._drawing():
             return self._network.loss_of(outputs, x)
 
     def accuracy(self, examples: Examples) -> float:
@@ -83,7 +87,10 @@ class TrainedNetwork:
         """Return the loss over weighted chunks, one at a time; shape (), without a graph."""
         with torch.no_grad(), self._evaluating(self._statistics):
             named = self._network.named(self._network.pieces(self._w))
-            values = [weight * self._network.mean_loss(named, x) for weight, x in chunks]
+            values = []
+            for weight, x in chunks:
+                with self._drawing():
+                    values.append(weight * self._network.mean_loss(named, x))
             return torch.stack(values).sum()
 
     def mean_loss_and_gradient(
@@ -101,7 +108,7 @@ class TrainedNetwork:
             points = [tensor for pair in statistics.values() for tensor in pair]
             adjoints = [torch.zeros_like(point) for point in points]
             for weight, x in chunks:
-                with self._evaluating(statistics):
+                with self._evaluating(statistics), self._drawing():
                     loss = network.mean_loss(network.named(parameters), x)
                 pieces = torch.autograd.grad(loss, [*parameters, *points], materialize_grads=True)
                 into = [*network.pieces(gradient), *adjoints]
@@ -142,6 +149,8 @@ class TrainedNetwork:
         """Return the statistics of one minibatch, with their graphs if the parameters have any."""
         network = self._network
         with (
+            ONE_THREAD,
+            self._drawing(),
             in_mode(network.model, training=False),
             differentiable_attention(),
             recording(network.normalizing) as found,
@@ -150,10 +159,15 @@ class TrainedNetwork:
             network.forward_only(named, x)
         return mean_of(found)
 
+    def _drawing(self) -> Any:
+        # Most that draws in training does not here; what does gives one loss, and its gradient.
+        return self._network.drawing(_SEED)
+
     @contextmanager
     def _evaluating(self, statistics: Statistics) -> Iterator[None]:
         network = self._network
         with ExitStack() as stack:
+            stack.enter_context(ONE_THREAD)
             if network.model.training:
                 stack.enter_context(in_mode(network.model, training=False))
             stack.enter_context(differentiable_attention())
