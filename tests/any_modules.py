@@ -279,6 +279,15 @@ def part_frozen() -> nn.Module:
     return body
 
 
+def frozen_below_norms() -> nn.Module:
+    """Statistics of which the first depend on nothing that is trained."""
+    body = nn.Sequential(
+        nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Tanh()
+    )
+    body[0].requires_grad_(False)
+    return body
+
+
 def norm_frozen() -> nn.Module:
     """One layer of batch normalization that keeps the statistics it came with."""
     body = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 6))
@@ -442,6 +451,10 @@ MODULES: dict[str, Row] = {
     # weights
     "tied": Row(Tied, TOKENS),
     "a part held fixed": Row(part_frozen),
+    "a part held fixed, BatchNorm": Row(frozen_below_norms),
+    "all below BatchNorm held fixed": Row(
+        lambda: sequence(nn.Linear(6, 6).requires_grad_(False), nn.BatchNorm1d(6), nn.Tanh())
+    ),
     "written-out weight norm": Row(
         lambda: parametrized(
             lambda m: parametrize.register_parametrization(m, "weight", UnitNorm())

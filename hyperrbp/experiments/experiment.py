@@ -126,7 +126,8 @@ class Experiment:
         with seeded(generator(seed, "model", sample).initial_seed()):
             model = self._network()
         model.to(self.device, self.data.dtype)
-        start = initial_weights.prepare(model, recipe.model)
+        again = self._examined is not None
+        start = initial_weights.prepare(model, recipe.model, again=again)
         # Seeds of two samples never meet: each stands for (seed, sample) in the batches' own
         # purpose.
         batch_seed = generator(seed, "batch order", sample).initial_seed()

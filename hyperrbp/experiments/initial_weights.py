@@ -17,8 +17,14 @@ from hyperrbp.runtime.suggestions import did_you_mean
 log = logging.getLogger(__name__)
 
 
-def prepare(model: nn.Module, section: ModelSection) -> Tensor | None:
+def prepare(model: nn.Module, section: ModelSection, *, again: bool = False) -> Tensor | None:
     """Load the weights that a recipe names, and hold fixed what it says.
+
+    Args:
+        model: the network.
+        section: what the recipe says of it.
+        again: whether a network of the recipe has been prepared before: names that do not fit are
+            told once.
 
     Returns:
         the initial weights, flat, of the parameters that are trained; None if no file is named.
@@ -40,12 +46,12 @@ def prepare(model: nn.Module, section: ModelSection) -> Tensor | None:
             model.get_parameter(name).requires_grad_(False)
     if section.weights is None:
         return None
-    _load(model, Path(section.weights))
+    _load(model, Path(section.weights), tell=not again)
     trained = [p.detach().reshape(-1) for p in model.parameters() if p.requires_grad]
     return torch.cat(trained) if trained else None
 
 
-def _load(model: nn.Module, file: Path) -> None:
+def _load(model: nn.Module, file: Path, tell: bool) -> None:
     found = _read(file)
     expected = model.state_dict()
     for name, tensor in found.items():
@@ -62,9 +68,9 @@ def _load(model: nn.Module, file: Path) -> None:
             f"{file}: none of its tensors is one of the network; it has {_few(unexpected)}, the"
             f" network {_few(missing)}"
         )
-    if missing:
+    if missing and tell:
         log.warning("%s: without %s, which keep fresh values", file, _few(missing))
-    if unexpected:
+    if unexpected and tell:
         log.warning("%s: %s are not in the network, and are left out", file, _few(unexpected))
     model.load_state_dict(dict(found), strict=False)
 

@@ -127,7 +127,16 @@ class TrainedNetwork:
                 parameters = [piece.requires_grad_() for piece in network.pieces(self._w)]
                 recorded = self._recorded(parameters, x)
                 points = [tensor for name in self._statistics for tensor in recorded[name]]
-                pieces = torch.autograd.grad(points, parameters, adjoints, materialize_grads=True)
+                # Those of a layer above parameters that are all held fixed depend on none.
+                moving = [i for i, point in enumerate(points) if point.requires_grad]
+                if not moving:
+                    return
+                pieces = torch.autograd.grad(
+                    [points[i] for i in moving],
+                    parameters,
+                    [adjoints[i] for i in moving],
+                    materialize_grads=True,
+                )
             for sum_of, piece in zip(network.pieces(gradient), pieces, strict=True):
                 sum_of.add_(piece, alpha=1 / len(self._recalibration))
 
