@@ -439,6 +439,10 @@ MODULES: dict[str, Row] = {
     "PReLU": Row(lambda: sequence(nn.Linear(6, 5), nn.PReLU(5))),
     "GLU": Row(lambda: sequence(nn.Linear(6, 8), nn.GLU())),
     "Hardtanh in place": Row(lambda: sequence(nn.Linear(6, 5), nn.Hardtanh(inplace=True))),
+    "Hardswish": Row(lambda: sequence(nn.Linear(6, 5), nn.Hardswish())),
+    "Hardsigmoid": Row(
+        lambda: sequence(nn.Linear(6, 5), nn.Hardsigmoid()), words="cannot be differentiated twice"
+    ),
     "PixelShuffle": Row(lambda: sequence(nn.Conv2d(2, 4, 1), nn.PixelShuffle(2)), IMAGE),
     "MaxPool2d": Row(lambda: sequence(nn.Conv2d(2, 3, 3), nn.MaxPool2d(2)), IMAGE),
     "AdaptiveAvgPool2d": Row(

@@ -187,6 +187,10 @@ class Layout:
         """
         return math.lcm(*(of.segments for kind, of in self.grains.items() if kind != "knots"))
 
+    def segment(self, step: int, steps: int) -> int:
+        """Return the segment of a run of so many steps that a step is in; after it, the last."""
+        return min(step, steps - 1) * self.segments // steps
+
     def block(self, theta: Tensor, kind: str, segment: int) -> Tensor:
         """Return the unconstrained values of a tuned kind in one of ``segments``."""
         grain = self.grains[kind]

@@ -78,7 +78,7 @@ class RateSchedule:
 
     def segment(self, step: int, steps: int) -> int:
         """Return the segment of the run that a step is in."""
-        return step * self._layout.segments // steps
+        return self._layout.segment(step, steps)
 
     def rates(self, theta: Tensor, step: int, steps: int) -> dict[str, Tensor]:
         """Return the natural values of every kind at a step, with a graph to θ.

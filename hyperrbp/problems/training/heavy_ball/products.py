@@ -147,7 +147,7 @@ class HeavyBallAt:
         return image, along_theta
 
     def _segment(self, at: Place) -> int:
-        return at.step * self._layout.segments // at.steps
+        return self._layout.segment(at.step, at.steps)
 
     def _velocity_adjoint(
         self, u: Tensor, rates: Sequence[Coefficients]

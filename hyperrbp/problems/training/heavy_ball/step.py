@@ -44,7 +44,7 @@ class HeavyBallStep:
             g = self._objective.differentiable_gradient(w, at.x)
         else:
             g = flat(self._objective.gradient(self._objective.pieces(w.detach()), at.x))
-        segment = at.step * self._layout.segments // at.steps
+        segment = self._layout.segment(at.step, at.steps)
         alpha, beta, decay = self._schedule.of_weights(theta, segment)
         if self._schedule.decays:
             g = torch.addcmul(g, decay, w)

@@ -58,7 +58,7 @@ class TangentUpdate:
     def __call__(self, h: Tensor, at: Place, tangents: Tensor) -> tuple[Tensor, Tensor]:
         """Return the next state and its tangents, which take the place of those given."""
         weights, rule = self._objective.weights, self._rule
-        segment = at.step * self._layout.segments // at.steps
+        segment = self._layout.segment(at.step, at.steps)
         w, v = torch.split(h, weights)
         along_w, along_v = torch.split(tangents, weights, dim=1)
         alpha, beta, decay = self._rates[segment]
