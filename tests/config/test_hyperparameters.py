@@ -8,8 +8,16 @@ from systems import run_of
 
 from hyperrbp.config.hyperparameters import HORIZONS, HyperparametersSection
 from hyperrbp.config.loading import parse
-from hyperrbp.exceptions import RecipeError
-from hyperrbp.hypergradients import METHODS, Averaging, hypergradient, method_class
+from hyperrbp.exceptions import RecipeError, UsageError
+from hyperrbp.hypergradients import (
+    METHODS,
+    Averaging,
+    chosen_method,
+    hypergradient,
+    make_task,
+    method_class,
+    run_and_differentiate,
+)
 from hyperrbp.hypergradients.method import Horizon
 from hyperrbp.problems.training.hyperparameters import KINDS, Grain
 
@@ -62,12 +70,21 @@ def test_a_refusal_names_the_kind_the_reason_and_what_would_do():
     )
 
 
+def regardless(problem, theta, method: str, averaging: Averaging) -> torch.Tensor:
+    """The gradient with K = 3, whether it is worth anything or not."""
+    chosen = chosen_method(method)
+    task = make_task(problem, theta, chosen, 3, averaging)
+    return run_and_differentiate(chosen, task).gradient
+
+
 @pytest.mark.parametrize("method", ["neumann", "rbp", "cg", "gmres"])
 def test_an_implicit_gradient_of_what_it_cannot_see_is_zero(method):
     """The reason for the refusals: not even an approximation."""
     problem, theta = run_of({"learning_rate": Grain("tensor", 3), "init_scale": Grain("net")})
     averaging = Averaging(minibatches=2)
-    gradient = hypergradient(problem, theta, method, trunc=3, averaging=averaging).gradient
+    with pytest.raises(UsageError, match=f"{method} cannot see learning_rate"):
+        hypergradient(problem, theta, method, trunc=3, averaging=averaging)
+    gradient = regardless(problem, theta, method, averaging)
     early, last, scale = gradient[:8], gradient[8:12], gradient[12:]
     assert torch.equal(early, torch.zeros_like(early))
     assert torch.equal(scale, torch.zeros_like(scale))
@@ -78,9 +95,7 @@ def test_an_implicit_gradient_of_what_it_cannot_see_is_zero(method):
 
 def test_a_window_sees_nothing_before_it():
     problem, theta = run_of({"learning_rate": Grain("net", 3), "init_scale": Grain("net")})
-    gradient = hypergradient(
-        problem, theta, "tbptt", trunc=3, averaging=Averaging(minibatches=1)
-    ).gradient
+    gradient = regardless(problem, theta, "tbptt", Averaging(minibatches=1))
     assert (gradient != 0).tolist() == [False, False, True, False]
 
 

@@ -43,7 +43,7 @@ def test_a_module_is_right_or_refused(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "shufflenet_v2_x0_5"])
 def test_a_network_of_torchvision_is_right(name):
-    """As it is: with batch normalization, and with thousands of kinks, between which a step fits."""
+    """As it is: with batch normalization, and thousands of kinks, between which a step fits."""
     torch.manual_seed(0)
     model = getattr(pytest.importorskip("torchvision.models"), name)(num_classes=3).double()
     batches = [
