@@ -102,7 +102,7 @@ def tuned(seed: int) -> dict[str, Any]:
         "seconds": seconds,
         "wall_seconds": wall,
         "runs": len(steps),
-        "meta_loss": [step.loss for step in steps],
+        "meta_loss": [step.meta_loss for step in steps],
         "theta": state.best_theta.tolist(),
         **worth(at, state.best_theta),
     }

@@ -167,11 +167,11 @@ def test_frozen_parts_keep_the_weights_of_the_file():
     assert all(list(of) == list(problem.tensors) for of in by_kind)
 
 
-@pytest.mark.parametrize("prefix", ["2", "0.wieght", "ne", ""])
+@pytest.mark.parametrize("prefix", ["2", "0.weights", "ne", ""])
 def test_a_prefix_of_no_parameter_is_refused(prefix):
     with pytest.raises(UsageError, match=r"model\.frozen: no parameter") as refused:
         experiment(frozen=(prefix,)).problem()
-    if prefix == "0.wieght":
+    if prefix == "0.weights":
         assert "did you mean 0.weight?" in str(refused.value)
 
 
