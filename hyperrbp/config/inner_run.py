@@ -87,7 +87,8 @@ class InnerSection(Section):
     accumulate: int = Field(
         1,
         ge=1,
-        description="equal parts of a minibatch whose gradients are taken one after the other",
+        description="equal parts of a minibatch whose mean gradient makes a step, as in gradient"
+        " accumulation; it saves no memory here",
     )
     precision: Literal["full", "bf16"] = Field(
         "full",

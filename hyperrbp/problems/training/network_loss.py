@@ -38,7 +38,7 @@ class NetworkLoss:
         model: the module.
         loss: what is trained on.
         autocast: the lower precision that the forward pass may use; None: that of the weights.
-        accumulate: equal parts of a batch that are taken one after the other.
+        accumulate: equal parts of a batch; the loss is their mean.
 
     Raises:
         UsageError: for a module that cannot be trained here, with the reason.

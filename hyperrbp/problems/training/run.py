@@ -65,7 +65,7 @@ class TrainingRun(Problem):
         optimizer: the name of an update rule, or one with its options.
         schedule: the name of a shape, or a schedule.
         clip_norm: the largest norm of a gradient; None: any.
-        accumulate: equal parts of a minibatch whose gradients are taken one after the other.
+        accumulate: equal parts of a minibatch whose mean gradient makes a step.
         autocast: the format in which the forward pass of training may compute, such as
             ``torch.bfloat16``; the weights keep theirs.
         recalibration: minibatches of the first steps whose statistics stand for running ones where
