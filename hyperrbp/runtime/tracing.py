@@ -156,26 +156,32 @@ def _line(error: Exception) -> str:
 
 def _kind(tensors: Sequence[Tensor]) -> Any:
     """Return what the operations of a function depend on beside values, or None: anything."""
+    tensors_alone = tuple([(t.shape, t.stride(), t.dtype, t.device) for t in tensors])
+    # Asked for at every call: mostly, nothing of all this is in force.
+    if not (_functions() or _dispatches() or _autocast() or _inference() or _transformed()):
+        return _default_dtype(), _deterministic(), tensors_alone
     place: Any = None
-    if count := torch._C._len_torch_function_stack():  # a default device is one, too
+    if count := _functions():  # a default device is one, too
         modes = [torch._C._get_function_stack_at(i) for i in range(count)]
         if not all(isinstance(mode, DeviceContext) for mode in modes):
             return None
         place = tuple([mode.device for mode in modes])
-    if peek_interpreter_stack() is not None:
+    if _transformed() is not None or (_dispatches() and not _counting()):
         return None
-    if torch._C._len_torch_dispatch_stack() and not _counting():
-        return None
-    cpu, cuda = torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
-    return (
-        cpu and torch.get_autocast_dtype("cpu"),
-        cuda and torch.get_autocast_dtype("cuda"),
-        torch.get_default_dtype(),
-        place,
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_inference_mode_enabled(),
-        *[(t.shape, t.stride(), t.dtype, t.device) for t in tensors],
-    )
+    autocast = [
+        torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
+        for device in ("cpu", "cuda")
+    ]
+    state: tuple[Any, ...] = () if not any(autocast) else tuple(autocast)
+    if place is not None or _inference():
+        state = (*state, place, _inference())
+    return _default_dtype(), _deterministic(), tensors_alone, *state
+
+
+_functions, _dispatches = torch._C._len_torch_function_stack, torch._C._len_torch_dispatch_stack
+_autocast, _inference = torch._C._is_any_autocast_enabled, torch.is_inference_mode_enabled
+_default_dtype, _deterministic = torch.get_default_dtype, torch._C._get_deterministic_algorithms
+_transformed = peek_interpreter_stack
 
 
 def _counting() -> bool:

@@ -189,7 +189,7 @@ class Layout:
 
     def segment(self, step: int, steps: int) -> int:
         """Return the segment of a run of so many steps that a step is in; after it, the last."""
-        return min(step, steps - 1) * self.segments // steps
+        return 0 if self.segments == 1 else min(step, steps - 1) * self.segments // steps
 
     def block(self, theta: Tensor, kind: str, segment: int) -> Tensor:
         """Return the unconstrained values of a tuned kind in one of ``segments``."""

@@ -57,6 +57,18 @@ class RunInputs:
         rows = None if example_weights is None else row_numbers(x)
         return Place(terms(x, example_weights, seed), rows, step, steps)
 
+    def places(
+        self, start: int, stop: int, steps: int, example_weights: Tensor | None
+    ) -> Iterator[Place]:
+        """Yield the minibatches of the steps from start to stop at their places."""
+        plain = not self._objective.draws and example_weights is None
+        for t in range(start, stop):
+            x = self.batches(t)
+            if plain:
+                yield Place(terms(x), None, t, steps)
+            else:
+                yield self.place(x.at_step(t), steps, example_weights)
+
     def last(self, steps: int) -> list[tuple[float, Batch]]:
         """Return a few of the last minibatches, for a mean that only a diagnosis asks for."""
         last = range(max(0, steps - _SAMPLE), steps)

@@ -97,8 +97,12 @@ class Objective(NetworkLoss):
 
     def gradient(self, parameters: Sequence[Tensor], x: Terms) -> Sequence[Tensor]:
         """Return ∇L in pieces, from the pieces of w; new tensors without graphs."""
+        programs = self._programs.get(x.structure) or self._of_structure(x.structure)
+        tensors = x.tensors if x.weights is None else _tensors(x)
+        if x.seed is None:  # once a step: a context costs as much as a small operation
+            return programs.gradient(*parameters, *tensors)
         with self.drawing(x.seed):
-            return self._of_structure(x.structure).gradient(*parameters, *_tensors(x))
+            return programs.gradient(*parameters, *tensors)
 
     def hessian_product(
         self, parameters: Sequence[Tensor], direction: Sequence[Tensor], x: Terms

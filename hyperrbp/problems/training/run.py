@@ -292,7 +292,7 @@ class TrainingRun(Problem):
             self._begin()
         with torch.no_grad():
             weights = self.layout.example_weights(theta.detach())
-        places = (self._place(self.input(t), weights) for t in range(start, stop))
+        places = self._inputs.places(start, stop, self.steps, weights)
         return self._step.at(theta).states(h, places)
 
     # --- its products -----------------------------------------------------------------------------

@@ -107,14 +107,17 @@ class TrainedNetwork:
             }
             points = [tensor for pair in statistics.values() for tensor in pair]
             adjoints = [torch.zeros_like(point) for point in points]
-            for weight, x in chunks:
-                with self._evaluating(statistics), self._drawing():
-                    loss = network.mean_loss(network.named(parameters), x)
-                pieces = torch.autograd.grad(loss, [*parameters, *points], materialize_grads=True)
-                into = [*network.pieces(gradient), *adjoints]
-                for sum_of, piece in zip(into, pieces, strict=True):
-                    sum_of.add_(piece, alpha=weight)
-                total += weight * loss.detach()
+            with self._evaluating(statistics):
+                for weight, x in chunks:
+                    with self._drawing():
+                        loss = network.mean_loss(network.named(parameters), x)
+                    pieces = torch.autograd.grad(
+                        loss, [*parameters, *points], materialize_grads=True
+                    )
+                    into = [*network.pieces(gradient), *adjoints]
+                    for sum_of, piece in zip(into, pieces, strict=True):
+                        sum_of.add_(piece, alpha=weight)
+                    total += weight * loss.detach()
         if points:
             self._add_through_statistics(gradient, adjoints)
         return total, gradient

@@ -76,9 +76,10 @@ class HeavyBallAt:
         with torch.no_grad():
             h = h.clone()
             w, v = self._objective.state_pieces(h)  # they share the storage of h
+        gradient, rates = self._objective.gradient, self._rates
         for at in places:
-            g = self._objective.gradient(w, at.x)
-            update_in_place(w, v, g, self._rates[self._segment(at)])
+            now = rates[0] if len(rates) == 1 else rates[self._segment(at)]
+            update_in_place(w, v, gradient(w, at.x), now)
             yield h
 
     @torch.no_grad()
