@@ -144,8 +144,8 @@ def test_torchrun_itself_with_one_folder(tmp_path):
     assert done.returncode != 0
     ours = {line for line in done.stderr.splitlines() if line.startswith("hyperrbp: ")}
     told = {"hyperrbp: " + WHAT_TO_DO.format("torchrun", n, 2, "torchrun") for n in (1, 2)}
-    # torchrun ends the others as soon as one has ended.
-    assert ours
-    assert ours <= told
+    # torchrun ends the others as soon as one has ended, while they still load perhaps.
+    assert ours & told
+    assert {line for line in ours - told if "terminated" not in line} == set()
     assert "exitcode  : 2" in done.stderr
     assert not (tmp_path / "new").exists()
